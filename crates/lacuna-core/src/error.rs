@@ -1,0 +1,134 @@
+//! Everything a constructor of this crate can refuse, one sentence each.
+
+/// Why a value of this crate could not be built.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// The text is no pattern.
+    #[error("'{0}' is not a pattern: write V:2:M, such as 64:2:8, or 2:4 (V >= 1, M >= 4, 2 values kept of each 4)")]
+    PatternSyntax(String),
+    /// V, N or M is out of range.
+    #[error("pattern {v}:{n}:{m} is out of range: V must be 1 to 65536, N must be 2, M must be 4 to 65536")]
+    PatternRange {
+        /// rows of a block
+        v: usize,
+        /// values kept in each row of a group
+        n: usize,
+        /// columns of a block
+        m: usize,
+    },
+    /// The matrix has no room for one block.
+    #[error("pattern {pattern} cannot fit a {rows}x{cols} weight: it needs at least {m} input columns; choose a smaller M or exclude the layer")]
+    DoesNotFit {
+        /// the pattern, as printed
+        pattern: String,
+        /// out_features
+        rows: usize,
+        /// in_features
+        cols: usize,
+        /// columns of a block
+        m: usize,
+    },
+    /// A buffer has another length than its shape says.
+    #[error("{what} has {got} elements where its shape asks for {want}")]
+    Length {
+        /// which buffer
+        what: &'static str,
+        /// elements the shape asks for
+        want: usize,
+        /// elements given
+        got: usize,
+    },
+    /// Two things that must share a shape do not.
+    #[error("{what} is {got_rows}x{got_cols} where {rows}x{cols} is needed")]
+    Shape {
+        /// which operand
+        what: &'static str,
+        /// rows needed
+        rows: usize,
+        /// columns needed
+        cols: usize,
+        /// rows given
+        got_rows: usize,
+        /// columns given
+        got_cols: usize,
+    },
+    /// A score is negative, infinite or NaN.
+    #[error("score at row {row}, column {col} is {value}: scores must be finite and not negative")]
+    BadScore {
+        /// row of the score
+        row: usize,
+        /// column of the score
+        col: usize,
+        /// the offending value
+        value: f32,
+    },
+    /// A boolean mask keeps more than the pattern allows.
+    #[error("row {row}, group {group} breaks pattern {pattern}: {why}")]
+    BreaksPattern {
+        /// the pattern, as printed
+        pattern: String,
+        /// first offending row
+        row: usize,
+        /// its group
+        group: usize,
+        /// what is wrong there
+        why: &'static str,
+    },
+    /// The kept columns of a group are not 4 ascending columns of its block.
+    #[error("row block {block}, group {group} lists columns {columns:?}: they must ascend and lie in {start}..{end}")]
+    BadColumns {
+        /// row block
+        block: usize,
+        /// group in the block
+        group: usize,
+        /// the columns as given
+        columns: [u32; GROUP],
+        /// first column allowed
+        start: usize,
+        /// first column past the block
+        end: usize,
+    },
+    /// A pair of kept positions is not ascending.
+    #[error("row {row}, group {group} has position code {code:#x}: legal codes are 4, 8, 9, c, d, e")]
+    BadPair {
+        /// row
+        row: usize,
+        /// group
+        group: usize,
+        /// the code as given
+        code: u8,
+    },
+    /// A slot outside the matrix holds a value.
+    #[error("row {row}, group {group} stores a non-zero value for a padding column")]
+    PaddingValue {
+        /// row
+        row: usize,
+        /// group
+        group: usize,
+    },
+    /// A weight does not fit the type it shall be stored in.
+    #[error("weight {value} at row {row} does not fit {dtype}: store the values as bf16 or f32")]
+    Overflow {
+        /// row of the weight
+        row: usize,
+        /// the weight
+        value: f32,
+        /// the type's name
+        dtype: &'static str,
+    },
+    /// Not a bijection of `0..len`.
+    #[error("entry {index} of a permutation of {len} is {value}, out of range or used twice")]
+    NotAPermutation {
+        /// index of the offending entry
+        index: usize,
+        /// the entry
+        value: u32,
+        /// length
+        len: usize,
+    },
+}
+
+const GROUP: usize = crate::GROUP_COLUMNS;
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;

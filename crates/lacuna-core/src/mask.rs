@@ -1,0 +1,227 @@
+//! Which weights are kept, stored structurally: a [`Mask`] cannot break its pattern.
+
+use crate::{Error, GROUP_COLUMNS, Grid, KEPT_PER_GROUP, Matrix, Pattern, Result};
+
+/// The two positions, ascending, that a row keeps of the 4 columns of a group.
+///
+/// The code is `low | high << 2`, one of 4, 8, 9, c, d, e: the nibble of PTX's ordered sparsity metadata
+/// (PTX ISA, "Sparse matrix storage", `mma.sp` with `.f16`/`.bf16`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pair(u8);
+
+impl Pair {
+    /// Positions 0 and 1.
+    pub const FIRST: Self = Self(0b0100);
+
+    /// Takes two positions `low < high < 4`.
+    pub fn new(low: usize, high: usize) -> Option<Self> {
+        (low < high && high < GROUP_COLUMNS).then(|| Self((low | high << 2) as u8))
+    }
+
+    /// Reads a code.
+    pub fn from_code(code: u8) -> Option<Self> {
+        if code < 16 { Self::new(usize::from(code & 3), usize::from(code >> 2)) } else { None }
+    }
+
+    /// The code.
+    pub fn code(self) -> u8 {
+        self.0
+    }
+
+    /// The two positions, ascending.
+    pub fn positions(self) -> [usize; KEPT_PER_GROUP] {
+        [usize::from(self.0 & 3), usize::from(self.0 >> 2)]
+    }
+
+    /// The two largest of 4 values; of equal ones the first.
+    pub fn top_two(values: [f32; GROUP_COLUMNS]) -> Self {
+        let mut order = [0, 1, 2, 3];
+        order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
+        Self((order[0].min(order[1]) | order[0].max(order[1]) << 2) as u8)
+    }
+}
+
+/// A mask of a `[rows, cols]` weight under a pattern: for each row block and group 4 ascending columns of the block,
+/// for each row and group the [`Pair`] of them that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mask {
+    grid: Grid,
+    /// `[row_blocks, G, 4]`, absolute
+    columns: Vec<[u32; GROUP_COLUMNS]>,
+    /// `[rows, G]`
+    pairs: Vec<Pair>,
+}
+
+impl Mask {
+    /// `columns` is `[row_blocks, G]`, `pairs` is `[rows, G]`. Refuses columns that do not ascend within their block.
+    pub fn new(grid: Grid, columns: Vec<[u32; GROUP_COLUMNS]>, pairs: Vec<Pair>) -> Result<Self> {
+        let groups = grid.groups();
+        let length = |what, want, got| if want == got { Ok(()) } else { Err(Error::Length { what, want, got }) };
+        length("columns of a mask", grid.row_blocks() * groups, columns.len())?;
+        length("pairs of a mask", grid.rows() * groups, pairs.len())?;
+        for (i, kept) in columns.iter().enumerate() {
+            let (block, group) = (i / groups, i % groups);
+            let range = grid.group_range(group);
+            if !(kept.is_sorted_by(|a, b| a < b) && kept.iter().all(|&c| range.contains(&(c as usize)))) {
+                let (start, end) = (range.start, range.end);
+                return Err(Error::BadColumns { block, group, columns: *kept, start, end });
+            }
+        }
+        Ok(Self { grid, columns, pairs })
+    }
+
+    /// How the pattern tiles the weight.
+    pub fn grid(&self) -> &Grid {
+        &self.grid
+    }
+
+    /// Kept columns of a row block and group; one at or past `cols` is padding.
+    pub fn columns(&self, block: usize, group: usize) -> [u32; GROUP_COLUMNS] {
+        self.columns[block * self.grid.groups() + group]
+    }
+
+    /// All kept columns, `[row_blocks, G]`.
+    pub fn all_columns(&self) -> &[[u32; GROUP_COLUMNS]] {
+        &self.columns
+    }
+
+    /// The pairs of one row, one a group.
+    pub fn row_pairs(&self, row: usize) -> &[Pair] {
+        &self.pairs[row * self.grid.groups()..(row + 1) * self.grid.groups()]
+    }
+
+    /// The columns of the two values kept in a row and group, ascending; one at or past `cols` is padding.
+    pub fn kept(&self, row: usize, group: usize) -> [usize; KEPT_PER_GROUP] {
+        let columns = self.columns(row / self.grid.pattern().v(), group);
+        self.row_pairs(row)[group].positions().map(|p| columns[p] as usize)
+    }
+
+    /// `mask ⊙ W`: removed weights become +0.
+    pub fn apply(&self, weight: &Matrix) -> Result<Matrix> {
+        self.check_shape("weight", weight)?;
+        let mut out = Matrix::zeros(weight.rows(), weight.cols());
+        for row in 0..weight.rows() {
+            for group in 0..self.grid.groups() {
+                for col in self.kept(row, group) {
+                    if col < weight.cols() {
+                        out.row_mut(row)[col] = weight.row(row)[col];
+                    }
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// Sum of the kept entries of a weight-shaped matrix, in f64.
+    pub fn kept_sum(&self, matrix: &Matrix) -> Result<f64> {
+        self.check_shape("scores", matrix)?;
+        let mut sum = 0.0;
+        for row in 0..matrix.rows() {
+            for group in 0..self.grid.groups() {
+                let kept = self.kept(row, group).map(|c| matrix.row(row).get(c).copied().unwrap_or(0.0));
+                sum += kept.map(f64::from).iter().sum::<f64>();
+            }
+        }
+        Ok(sum)
+    }
+
+    /// The boolean form: true where a weight is kept.
+    pub fn to_bools(&self) -> BoolMask {
+        let mut keep = BoolMask { rows: self.grid.rows(), cols: self.grid.cols(), keep: vec![] };
+        keep.keep = vec![false; keep.rows * keep.cols];
+        for row in 0..keep.rows {
+            for group in 0..self.grid.groups() {
+                for col in self.kept(row, group) {
+                    if col < keep.cols {
+                        keep.keep[row * keep.cols + col] = true;
+                    }
+                }
+            }
+        }
+        keep
+    }
+
+    fn check_shape(&self, what: &'static str, matrix: &Matrix) -> Result<()> {
+        let (rows, cols) = (self.grid.rows(), self.grid.cols());
+        if (matrix.rows(), matrix.cols()) == (rows, cols) {
+            Ok(())
+        } else {
+            Err(Error::Shape { what, rows, cols, got_rows: matrix.rows(), got_cols: matrix.cols() })
+        }
+    }
+}
+
+/// A boolean mask from elsewhere, `[rows, cols]`, which may obey a pattern or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BoolMask {
+    rows: usize,
+    cols: usize,
+    keep: Vec<bool>,
+}
+
+impl BoolMask {
+    /// Takes `rows * cols` flags in row-major order, true where a weight is kept.
+    pub fn new(rows: usize, cols: usize, keep: Vec<bool>) -> Result<Self> {
+        match rows.checked_mul(cols) {
+            Some(want) if want == keep.len() => Ok(Self { rows, cols, keep }),
+            want => Err(Error::Length { what: "boolean mask", want: want.unwrap_or(usize::MAX), got: keep.len() }),
+        }
+    }
+
+    /// True where the weight is not zero.
+    pub fn non_zero(weight: &Matrix) -> Self {
+        let keep = weight.data().iter().map(|&w| w != 0.0).collect();
+        Self { rows: weight.rows(), cols: weight.cols(), keep }
+    }
+
+    /// All flags, row-major.
+    pub fn as_slice(&self) -> &[bool] {
+        &self.keep
+    }
+}
+
+/// The smallest structural mask that keeps everything the boolean one keeps. The two are equal where every row keeps
+/// exactly two of each group; where it keeps fewer (a kept weight that happens to be zero), the first free positions
+/// fill up. Refuses a mask that keeps more, naming the first offending row and group.
+impl TryFrom<(Pattern, &BoolMask)> for Mask {
+    type Error = Error;
+
+    fn try_from((pattern, bools): (Pattern, &BoolMask)) -> Result<Self> {
+        let grid = pattern.grid(bools.rows, bools.cols)?;
+        let groups = grid.groups();
+        let mut columns = Vec::with_capacity(grid.row_blocks() * groups);
+        let mut pairs = vec![Pair::FIRST; grid.rows() * groups];
+        let kept = |row: usize, col: usize| col < bools.cols && bools.keep[row * bools.cols + col];
+        for block in 0..grid.row_blocks() {
+            for group in 0..groups {
+                let breaks = |row, why| Error::BreaksPattern { pattern: pattern.to_string(), row, group, why };
+                let mut used: Vec<usize> = Vec::with_capacity(GROUP_COLUMNS);
+                for row in grid.block_rows(block) {
+                    for col in grid.block_cols(group).filter(|&c| kept(row, c)) {
+                        if !used.contains(&col) {
+                            used.push(col);
+                        }
+                    }
+                    if used.len() > GROUP_COLUMNS {
+                        return Err(breaks(row, "the block keeps more than 4 columns"));
+                    }
+                }
+                let free = grid.group_range(group).filter(|c| !used.contains(c)).take(GROUP_COLUMNS - used.len());
+                let mut chosen: Vec<usize> = used.iter().copied().chain(free).collect();
+                chosen.sort_unstable();
+                for row in grid.block_rows(block) {
+                    let flags: Vec<bool> = chosen.iter().map(|&c| kept(row, c)).collect();
+                    let mut order: Vec<usize> = (0..GROUP_COLUMNS).collect();
+                    order.sort_by_key(|&p| !flags[p]);
+                    if flags.iter().filter(|&&f| f).count() > KEPT_PER_GROUP {
+                        return Err(breaks(row, "the row keeps more than 2 values"));
+                    }
+                    let (a, b) = (order[0].min(order[1]), order[0].max(order[1]));
+                    pairs[row * groups + group] = Pair((a | b << 2) as u8);
+                }
+                columns.push(std::array::from_fn(|i| chosen[i] as u32));
+            }
+        }
+        Self::new(grid, columns, pairs)
+    }
+}

@@ -1,0 +1,56 @@
+//! A dense f32 matrix, row-major.
+
+use crate::{Error, Result};
+
+/// A dense `[rows, cols]` matrix of f32, row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Matrix {
+    rows: usize,
+    cols: usize,
+    data: Vec<f32>,
+}
+
+impl Matrix {
+    /// Takes `rows * cols` values in row-major order.
+    pub fn new(rows: usize, cols: usize, data: Vec<f32>) -> Result<Self> {
+        match rows.checked_mul(cols) {
+            Some(want) if want == data.len() => Ok(Self { rows, cols, data }),
+            want => Err(Error::Length { what: "matrix", want: want.unwrap_or(usize::MAX), got: data.len() }),
+        }
+    }
+
+    /// A matrix of zeros.
+    pub fn zeros(rows: usize, cols: usize) -> Self {
+        Self { rows, cols, data: vec![0.0; rows * cols] }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// One row.
+    pub fn row(&self, r: usize) -> &[f32] {
+        &self.data[r * self.cols..(r + 1) * self.cols]
+    }
+
+    /// One row, to write.
+    pub fn row_mut(&mut self, r: usize) -> &mut [f32] {
+        &mut self.data[r * self.cols..(r + 1) * self.cols]
+    }
+
+    /// All values, row-major.
+    pub fn data(&self) -> &[f32] {
+        &self.data
+    }
+
+    /// All values, row-major, to write.
+    pub fn data_mut(&mut self) -> &mut [f32] {
+        &mut self.data
+    }
+}

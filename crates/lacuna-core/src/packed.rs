@@ -1,0 +1,189 @@
+//! The packed form: kept values beside the mask that says where they belong.
+//!
+//! Law: `unpack(pack(W, mask)) == mask ⊙ W`, bit for bit, for weights that the value type can hold.
+
+use half::{bf16, f16};
+
+use crate::{Error, KEPT_PER_GROUP, Mask, Matrix, Permutation, Result};
+
+/// How values are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// IEEE single precision
+    F32,
+    /// IEEE half precision
+    F16,
+    /// bfloat16
+    Bf16,
+}
+
+impl Dtype {
+    /// Name as users write it: `f32`, `f16`, `bf16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// Bytes of one value.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+/// A buffer of values in one of the storage types.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Values {
+    /// single precision
+    F32(Vec<f32>),
+    /// half precision
+    F16(Vec<f16>),
+    /// bfloat16
+    Bf16(Vec<bf16>),
+}
+
+impl Values {
+    /// Rounds to nearest even. The result may hold an infinity where `f16` cannot hold the value.
+    pub fn from_f32(values: Vec<f32>, dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32(values),
+            Dtype::F16 => Self::F16(values.into_iter().map(f16::from_f32).collect()),
+            Dtype::Bf16 => Self::Bf16(values.into_iter().map(bf16::from_f32).collect()),
+        }
+    }
+
+    /// The storage type.
+    pub fn dtype(&self) -> Dtype {
+        match self {
+            Self::F32(_) => Dtype::F32,
+            Self::F16(_) => Dtype::F16,
+            Self::Bf16(_) => Dtype::Bf16,
+        }
+    }
+
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(v) => v.len(),
+            Self::F16(v) => v.len(),
+            Self::Bf16(v) => v.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// One value, widened (exact).
+    pub fn get(&self, i: usize) -> f32 {
+        match self {
+            Self::F32(v) => v[i],
+            Self::F16(v) => v[i].to_f32(),
+            Self::Bf16(v) => v[i].to_f32(),
+        }
+    }
+}
+
+/// A pruned weight `[R, K]`, stored compressed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Packed {
+    mask: Mask,
+    /// `[R, G, 2]`, ascending column
+    values: Values,
+    row_order: Option<Permutation>,
+}
+
+impl Packed {
+    /// Keeps what `mask` keeps of `weight`, rounded to `dtype`.
+    ///
+    /// With a `row_order`, row `i` of the mask and of the packed values is row `row_order[i]` of `weight`.
+    pub fn pack(weight: &Matrix, mask: Mask, dtype: Dtype, row_order: Option<Permutation>) -> Result<Self> {
+        let grid = *mask.grid();
+        if (weight.rows(), weight.cols()) != (grid.rows(), grid.cols()) {
+            let (rows, cols) = (grid.rows(), grid.cols());
+            return Err(Error::Shape { what: "weight", rows, cols, got_rows: weight.rows(), got_cols: weight.cols() });
+        }
+        let mut kept = Vec::with_capacity(grid.rows() * grid.kept_per_row());
+        for row in 0..grid.rows() {
+            let source = weight.row(row_order.as_ref().map_or(row, |order| order.as_slice()[row] as usize));
+            for group in 0..grid.groups() {
+                kept.extend(mask.kept(row, group).map(|c| source.get(c).copied().unwrap_or(0.0)));
+            }
+        }
+        // Only f16 can lose the range; a weight that was infinite or NaN before is the caller's to refuse.
+        if dtype == Dtype::F16 {
+            let lost = |w: &f32| w.is_finite() && !f16::from_f32(*w).is_finite();
+            if let Some(i) = kept.iter().position(lost) {
+                return Err(Error::Overflow { row: i / grid.kept_per_row(), value: kept[i], dtype: dtype.name() });
+            }
+        }
+        Self::from_parts(mask, Values::from_f32(kept, dtype), row_order)
+    }
+
+    /// Takes values `[R, G, 2]`. Refuses wrong lengths and values other than zero in padding columns.
+    pub fn from_parts(mask: Mask, values: Values, row_order: Option<Permutation>) -> Result<Self> {
+        let grid = *mask.grid();
+        let want = grid.rows() * grid.kept_per_row();
+        if values.len() != want {
+            return Err(Error::Length { what: "values", want, got: values.len() });
+        }
+        if let Some(order) = row_order.as_ref().filter(|order| order.len() != grid.rows()) {
+            return Err(Error::Length { what: "row order", want: grid.rows(), got: order.len() });
+        }
+        let last = grid.groups() - 1;
+        if grid.group_range(last) != grid.block_cols(last) {
+            for row in 0..grid.rows() {
+                for (i, col) in mask.kept(row, last).into_iter().enumerate() {
+                    let value = values.get((row * grid.groups() + last) * KEPT_PER_GROUP + i);
+                    if col >= grid.cols() && value.to_bits() != 0 {
+                        return Err(Error::PaddingValue { row, group: last });
+                    }
+                }
+            }
+        }
+        Ok(Self { mask, values, row_order })
+    }
+
+    /// The mask, in packed row order.
+    pub fn mask(&self) -> &Mask {
+        &self.mask
+    }
+
+    /// The kept values, `[R, G, 2]`, in packed row order.
+    pub fn values(&self) -> &Values {
+        &self.values
+    }
+
+    /// The output permutation, if one was chosen: packed row `i` is output row `row_order[i]`.
+    pub fn row_order(&self) -> Option<&Permutation> {
+        self.row_order.as_ref()
+    }
+
+    /// The output row that a packed row computes.
+    pub fn output_row(&self, packed_row: usize) -> usize {
+        self.row_order.as_ref().map_or(packed_row, |order| order.as_slice()[packed_row] as usize)
+    }
+
+    /// The dense weight: kept values in place, +0 elsewhere.
+    pub fn unpack(&self) -> Matrix {
+        let grid = self.mask.grid();
+        let mut out = Matrix::zeros(grid.rows(), grid.cols());
+        for row in 0..grid.rows() {
+            let target = out.row_mut(self.output_row(row));
+            for group in 0..grid.groups() {
+                for (i, col) in self.mask.kept(row, group).into_iter().enumerate() {
+                    if col < grid.cols() {
+                        target[col] = self.values.get((row * grid.groups() + group) * KEPT_PER_GROUP + i);
+                    }
+                }
+            }
+        }
+        out
+    }
+}

@@ -1,0 +1,59 @@
+//! Reordering, and nothing else, of rows or channels.
+
+use crate::{Error, Matrix, Result};
+
+/// A bijection of `0..len`: entry `i` says which old index comes to place `i`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permutation(Vec<u32>);
+
+impl Permutation {
+    /// Refuses the first entry that is out of range or used twice.
+    pub fn new(order: Vec<u32>) -> Result<Self> {
+        let len = order.len();
+        let mut seen = vec![false; len];
+        for (index, &value) in order.iter().enumerate() {
+            match seen.get_mut(value as usize) {
+                Some(used) if !*used => *used = true,
+                _ => return Err(Error::NotAPermutation { index, value, len }),
+            }
+        }
+        Ok(Self(order))
+    }
+
+    /// Length.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether it permutes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Old index of each new place.
+    pub fn as_slice(&self) -> &[u32] {
+        &self.0
+    }
+
+    /// The bijection that undoes this one.
+    #[must_use]
+    pub fn inverse(&self) -> Self {
+        let mut inverse = vec![0; self.0.len()];
+        for (new, &old) in self.0.iter().enumerate() {
+            inverse[old as usize] = new as u32;
+        }
+        Self(inverse)
+    }
+
+    /// Row `i` of the result is row `self[i]` of `matrix`. The lengths must agree.
+    pub fn permute_rows(&self, matrix: &Matrix) -> Result<Matrix> {
+        if matrix.rows() != self.len() {
+            return Err(Error::Length { what: "row order", want: matrix.rows(), got: self.len() });
+        }
+        let mut out = Matrix::zeros(matrix.rows(), matrix.cols());
+        for (new, &old) in self.0.iter().enumerate() {
+            out.row_mut(new).copy_from_slice(matrix.row(old as usize));
+        }
+        Ok(out)
+    }
+}

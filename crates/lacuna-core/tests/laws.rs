@@ -1,0 +1,214 @@
+//! The laws of the design, over random patterns and shapes that V and M need not divide.
+
+use lacuna_core::{BoolMask, Dtype, Error, GROUP_COLUMNS, Grid, Mask, Matrix, Packed, Pair, Pattern, Permutation, Scores};
+use proptest::prelude::*;
+
+fn pattern() -> impl Strategy<Value = Pattern> {
+    (1_usize..20, 4_usize..20).prop_map(|(v, m)| Pattern::new(v, m).unwrap())
+}
+
+fn grid() -> impl Strategy<Value = Grid> {
+    (pattern(), 1_usize..40, 0_usize..40).prop_map(|(p, rows, more)| p.grid(rows, p.m() + more).unwrap())
+}
+
+/// A random mask: columns by drawing 4 of each group's range, pairs by drawing one of the six codes.
+fn mask() -> impl Strategy<Value = Mask> {
+    grid().prop_flat_map(|grid| {
+        let columns: Vec<_> = (0..grid.row_blocks() * grid.groups())
+            .map(|i| {
+                let range: Vec<u32> = grid.group_range(i % grid.groups()).map(|c| c as u32).collect();
+                prop::sample::subsequence(range, GROUP_COLUMNS).prop_map(|c| <[u32; 4]>::try_from(c).unwrap())
+            })
+            .collect();
+        let pair = prop::sample::select(vec![4_u8, 8, 9, 12, 13, 14]).prop_map(|c| Pair::from_code(c).unwrap());
+        let pairs = prop::collection::vec(pair, grid.rows() * grid.groups());
+        (columns, pairs).prop_map(move |(columns, pairs)| Mask::new(grid, columns, pairs).unwrap())
+    })
+}
+
+/// Any bit pattern at all, infinities, NaN and negative zero included.
+fn weight(rows: usize, cols: usize) -> impl Strategy<Value = Matrix> {
+    prop::collection::vec(any::<u32>().prop_map(f32::from_bits), rows * cols)
+        .prop_map(move |data| Matrix::new(rows, cols, data).unwrap())
+}
+
+fn masked_weight() -> impl Strategy<Value = (Mask, Matrix)> {
+    mask().prop_flat_map(|mask| {
+        let (rows, cols) = (mask.grid().rows(), mask.grid().cols());
+        (Just(mask), weight(rows, cols))
+    })
+}
+
+fn bits(m: &Matrix) -> Vec<u32> {
+    m.data().iter().map(|w| w.to_bits()).collect()
+}
+
+proptest! {
+    #[test]
+    fn a_pattern_prints_what_it_parses(p in pattern()) {
+        prop_assert_eq!(p.to_string().parse::<Pattern>().unwrap(), p);
+    }
+
+    #[test]
+    fn any_text_parses_or_is_refused(text in "[0-9:a ]{0,9}") {
+        if let Ok(p) = text.parse::<Pattern>() {
+            prop_assert_eq!(p.to_string().parse::<Pattern>().unwrap(), p);
+        }
+    }
+
+    #[test]
+    fn a_grid_covers_every_weight_once(grid in grid()) {
+        let rows: Vec<usize> = (0..grid.row_blocks()).flat_map(|b| grid.block_rows(b)).collect();
+        let cols: Vec<usize> = (0..grid.groups()).flat_map(|g| grid.block_cols(g)).collect();
+        prop_assert_eq!(rows, (0..grid.rows()).collect::<Vec<_>>());
+        prop_assert_eq!(cols, (0..grid.cols()).collect::<Vec<_>>());
+        for group in 0..grid.groups() {
+            prop_assert!(grid.group_range(group).len() >= GROUP_COLUMNS);
+        }
+    }
+
+    #[test]
+    fn every_mask_obeys_its_pattern(mask in mask()) {
+        let grid = *mask.grid();
+        let bools = mask.to_bools();
+        let at = |r: usize, c: usize| bools.as_slice()[r * grid.cols() + c];
+        for block in 0..grid.row_blocks() {
+            for group in 0..grid.groups() {
+                let used = grid.block_cols(group).filter(|&c| grid.block_rows(block).any(|r| at(r, c))).count();
+                prop_assert!(used <= 4);
+                for row in grid.block_rows(block) {
+                    prop_assert!(grid.block_cols(group).filter(|&c| at(row, c)).count() <= 2);
+                }
+            }
+        }
+        prop_assert!(bools.as_slice().iter().filter(|&&k| k).count() <= grid.kept());
+    }
+
+    #[test]
+    fn a_mask_survives_its_boolean_form(mask in mask()) {
+        let bools = mask.to_bools();
+        let back = Mask::try_from((mask.grid().pattern(), &bools)).unwrap();
+        // Positions may differ where a padding column was listed; what is kept may only grow by free positions.
+        let again = back.to_bools();
+        prop_assert!(bools.as_slice().iter().zip(again.as_slice()).all(|(&a, &b)| !a || b));
+        if mask.grid().cols() % mask.grid().pattern().m() == 0 {
+            prop_assert_eq!(bools, again);
+        }
+    }
+
+    #[test]
+    fn a_boolean_mask_that_breaks_the_pattern_is_named(mask in mask(), seed in any::<prop::sample::Index>()) {
+        let grid = *mask.grid();
+        prop_assume!(grid.block_cols(0).len() > 4);
+        let row = seed.index(grid.rows());
+        let mut keep = mask.to_bools().as_slice().to_vec();
+        for col in 0..3 {
+            keep[row * grid.cols() + col] = true;
+        }
+        let broken = BoolMask::new(grid.rows(), grid.cols(), keep).unwrap();
+        let block = row / grid.pattern().v();
+        match Mask::try_from((grid.pattern(), &broken)) {
+            Err(Error::BreaksPattern { row, group, .. }) => {
+                prop_assert!(grid.block_rows(block).contains(&row));
+                prop_assert_eq!(group, 0);
+            }
+            other => prop_assert!(false, "{:?}", other.map(|_| ())),
+        }
+    }
+
+    #[test]
+    fn unpack_of_pack_is_the_masked_weight_bit_for_bit((mask, weight) in masked_weight()) {
+        let want = mask.apply(&weight).unwrap();
+        let packed = Packed::pack(&weight, mask, Dtype::F32, None).unwrap();
+        prop_assert_eq!(bits(&packed.unpack()), bits(&want));
+    }
+
+    #[test]
+    fn bf16_values_round_once((mask, weight) in masked_weight()) {
+        let rounded: Vec<f32> = weight.data().iter().map(|&w| half::bf16::from_f32(w).to_f32()).collect();
+        let want = mask.apply(&Matrix::new(weight.rows(), weight.cols(), rounded).unwrap()).unwrap();
+        let packed = Packed::pack(&weight, mask, Dtype::Bf16, None).unwrap();
+        prop_assert_eq!(bits(&packed.unpack()), bits(&want));
+    }
+
+    #[test]
+    fn a_row_order_changes_no_weight((mask, weight) in masked_weight(), shift in 0_usize..40) {
+        let rows = weight.rows();
+        let order = Permutation::new((0..rows).map(|r| ((r + shift) % rows) as u32).collect()).unwrap();
+        let want = order.inverse().permute_rows(&mask.apply(&order.permute_rows(&weight).unwrap()).unwrap()).unwrap();
+        let packed = Packed::pack(&weight, mask, Dtype::F32, Some(order)).unwrap();
+        prop_assert_eq!(bits(&packed.unpack()), bits(&want));
+    }
+
+    #[test]
+    fn a_permutation_is_a_bijection(order in prop::collection::vec(0_u32..8, 0..8)) {
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        let bijective = sorted.iter().enumerate().all(|(i, &v)| i as u32 == v);
+        match Permutation::new(order) {
+            Ok(p) => {
+                prop_assert!(bijective);
+                let inverse = p.inverse();
+                let id: Vec<u32> = p.as_slice().iter().map(|&i| inverse.as_slice()[i as usize]).collect();
+                prop_assert_eq!(id, (0..p.len() as u32).collect::<Vec<_>>());
+            }
+            Err(_) => prop_assert!(!bijective),
+        }
+    }
+
+    #[test]
+    fn the_best_pair_keeps_the_most(values in prop::array::uniform4(0.0_f32..1.0)) {
+        let kept: f32 = Pair::top_two(values).positions().iter().map(|&p| values[p]).sum();
+        for code in [4, 8, 9, 12, 13, 14] {
+            let other: f32 = Pair::from_code(code).unwrap().positions().iter().map(|&p| values[p]).sum();
+            prop_assert!(kept >= other);
+        }
+    }
+}
+
+#[test]
+fn patterns_out_of_range_are_refused() {
+    for text in ["", "2:5", "1:4", "64:8", "0:2:8", "64:2:3", "64:1:8", "64:2:", ":2:8", "+1:2:8", "64:2:8:1", "70000:2:8"] {
+        assert!(text.parse::<Pattern>().is_err(), "{text}");
+    }
+    assert_eq!("2:4".parse::<Pattern>(), "64:2:4".parse::<Pattern>());
+    assert!("64:2:8".parse::<Pattern>().unwrap().grid(64, 7).is_err());
+}
+
+#[test]
+fn m_that_does_not_divide_leaves_a_narrow_group() {
+    // 4096 = 819 * 5 + 1: the last group has one real column and three of padding.
+    let grid = "64:2:5".parse::<Pattern>().unwrap().grid(4096, 4096).unwrap();
+    assert_eq!((grid.groups(), grid.block_cols(819), grid.group_range(819)), (820, 4095..4096, 4095..4099));
+    assert_eq!(grid.kept(), 4096 * (819 * 2 + 1));
+}
+
+#[test]
+fn a_mask_refuses_what_its_pattern_forbids() {
+    let grid = "2:2:4".parse::<Pattern>().unwrap().grid(2, 6).unwrap();
+    let pairs = vec![Pair::FIRST; 4];
+    assert!(Mask::new(grid, vec![[0, 1, 2, 3], [4, 5, 6, 7]], pairs.clone()).is_ok());
+    for bad in [[0, 1, 2, 2], [3, 2, 1, 0], [0, 1, 2, 4]] {
+        let refused = Mask::new(grid, vec![bad, [4, 5, 6, 7]], pairs.clone());
+        assert!(matches!(refused, Err(Error::BadColumns { block: 0, group: 0, .. })), "{bad:?}");
+    }
+    assert!(matches!(Mask::new(grid, vec![[0, 1, 2, 3]], pairs), Err(Error::Length { .. })));
+    for code in [0, 1, 2, 3, 5, 6, 7, 10, 11, 15, 16, 255] {
+        assert_eq!(Pair::from_code(code), None, "{code}");
+    }
+}
+
+#[test]
+fn values_that_f16_cannot_hold_are_refused() {
+    let weight = Matrix::new(1, 4, vec![1e6, 0.0, 1.0, 0.5]).unwrap();
+    let mask = Mask::try_from(("1:2:4".parse().unwrap(), &BoolMask::non_zero(&Matrix::zeros(1, 4)))).unwrap();
+    assert!(matches!(Packed::pack(&weight, mask, Dtype::F16, None), Err(Error::Overflow { .. })));
+}
+
+#[test]
+fn scores_refuse_nan_infinity_and_negatives() {
+    for bad in [f32::NAN, f32::INFINITY, -1.0] {
+        let scores = Scores::new(Matrix::new(1, 2, vec![0.0, bad]).unwrap());
+        assert!(matches!(scores, Err(Error::BadScore { row: 0, col: 1, .. })));
+    }
+}

@@ -1,0 +1,265 @@
+//! A checkpoint directory, opened for reading: every header checked, no weight read yet.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use lacuna_core::{Dtype, Matrix, Packed};
+use safetensors::Dtype as TensorDtype;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::header::read_file_header;
+use crate::mmap::Mapped;
+use crate::packed::{PackedTensors, read_packed};
+use crate::{Error, Result, Sparsity};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Type, shape and place of one tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TensorInfo {
+    /// element type
+    pub dtype: TensorDtype,
+    /// dimensions, outermost first
+    pub shape: Vec<usize>,
+    /// bytes
+    pub len: usize,
+    file: usize,
+    offset: u64,
+}
+
+/// One tensor, mapped.
+pub struct RawTensor<'a> {
+    /// type and shape
+    pub info: &'a TensorInfo,
+    map: Mapped,
+}
+
+impl RawTensor<'_> {
+    /// The bytes, little-endian, row-major.
+    pub fn bytes(&self) -> &[u8] {
+        self.map.bytes()
+    }
+}
+
+/// A Hugging Face checkpoint directory, dense or pruned by us.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    config: Value,
+    sparsity: Option<Sparsity>,
+    files: Vec<PathBuf>,
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl Checkpoint {
+    /// Reads config.json and the headers of all weight files.
+    pub fn open(dir: &Path) -> Result<Self> {
+        if !dir.is_dir() {
+            return Err(Error::file(dir, "no such checkpoint directory"));
+        }
+        let config_path = dir.join("config.json");
+        let config = read_json(&config_path)?;
+        let sparsity = Sparsity::from_config(&config).map_err(|problem| Error::file(&config_path, problem))?;
+        let (files, expected) = weight_files(dir)?;
+        let mut tensors = BTreeMap::new();
+        for (file, path) in files.iter().enumerate() {
+            let header = read_file_header(path)?;
+            for (name, info) in header.metadata.tensors() {
+                let (start, end) = info.data_offsets;
+                let offset = header.data_start + start as u64;
+                let info = TensorInfo { dtype: info.dtype, shape: info.shape.clone(), len: end - start, file, offset };
+                if tensors.insert(name.clone(), info).is_some() {
+                    return Err(Error::file(path, format!("tensor {name} is also in another shard; keep one of them")));
+                }
+            }
+        }
+        for (name, file) in &expected {
+            if tensors.get(name).is_none_or(|info| files[info.file].file_name() != Some(file.as_ref())) {
+                return Err(Error::file(&dir.join(file), format!("tensor {name} is missing, though {INDEX} names it")));
+            }
+        }
+        Ok(Self { dir: dir.to_owned(), config, sparsity, files, tensors })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// config.json as it is.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// Path of config.json, for error messages.
+    pub fn config_path(&self) -> PathBuf {
+        self.dir.join("config.json")
+    }
+
+    /// What was pruned, if this is a pruned checkpoint.
+    pub fn sparsity(&self) -> Option<&Sparsity> {
+        self.sparsity.as_ref()
+    }
+
+    /// The weight files.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// All tensors by name.
+    pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+        &self.tensors
+    }
+
+    /// Bytes of all weight files.
+    pub fn weight_bytes(&self) -> u64 {
+        self.tensors.values().map(|info| info.len as u64).sum()
+    }
+
+    /// Whether a tensor is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Type, shape and place of a tensor.
+    pub fn info(&self, name: &str) -> Result<&TensorInfo> {
+        let missing = || Error::tensor(name, format!("missing from {}", self.dir.display()));
+        self.tensors.get(name).ok_or_else(missing)
+    }
+
+    /// Maps a tensor.
+    pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
+        let info = self.info(name)?;
+        Ok(RawTensor { info, map: Mapped::range(&self.files[info.file], info.offset, info.len)? })
+    }
+
+    /// The storage type of a floating-point tensor.
+    pub fn dtype(&self, name: &str) -> Result<Dtype> {
+        match self.info(name)?.dtype {
+            TensorDtype::F32 => Ok(Dtype::F32),
+            TensorDtype::F16 => Ok(Dtype::F16),
+            TensorDtype::BF16 => Ok(Dtype::Bf16),
+            other => Err(Error::tensor(name, format!("type {other:?} is not supported; convert to f32, f16 or bf16"))),
+        }
+    }
+
+    /// A floating-point tensor of just this shape, widened to f32. Refuses NaN and infinities.
+    pub fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.check_shape(name, shape)?;
+        let dtype = self.dtype(name)?;
+        let raw = self.raw(name)?;
+        let values = widen(dtype, raw.bytes());
+        // One pass over sums instead of a branch each: x * 0 is NaN just for infinities and NaN.
+        let bad = values.chunks(4096).position(|chunk| chunk.iter().map(|x| x * 0.0).sum::<f32>() != 0.0);
+        if let Some(chunk) = bad {
+            let start = chunk * 4096;
+            let i = start + values[start..].iter().position(|x| !x.is_finite()).unwrap_or(0);
+            let problem = format!("element {i} is {}; the checkpoint is damaged or overflowed", values[i]);
+            return Err(Error::tensor(name, problem));
+        }
+        Ok(values)
+    }
+
+    /// A matrix of just this shape, widened to f32.
+    pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        let data = self.floats(name, &[rows, cols])?;
+        Matrix::new(rows, cols, data).map_err(|e| Error::tensor(name, e.to_string()))
+    }
+
+    /// Some rows of a matrix with `cols` columns, widened to f32, without reading the others.
+    pub fn rows(&self, name: &str, ids: &[u32], cols: usize) -> Result<Matrix> {
+        let dtype = self.dtype(name)?;
+        let raw = self.raw(name)?;
+        let stride = cols * dtype.size();
+        let mut data = Vec::with_capacity(ids.len() * cols);
+        for &id in ids {
+            let row = raw.bytes().get(id as usize * stride..(id as usize + 1) * stride);
+            let row = row.ok_or_else(|| Error::tensor(name, format!("has no row {id}; the tokenizer does not match")))?;
+            data.extend(widen(dtype, row));
+        }
+        Matrix::new(ids.len(), cols, data).map_err(|e| Error::tensor(name, e.to_string()))
+    }
+
+    /// The packed layer of a pruned checkpoint, checked; `None` if the layer is dense.
+    pub fn packed(&self, layer: &str) -> Result<Option<Packed>> {
+        let Some((pattern, shape)) = self.sparsity.as_ref().and_then(|s| s.layer(layer)) else { return Ok(None) };
+        let part = |part: &str| self.raw(&format!("{layer}.{part}"));
+        let (values, columns, positions) = (part("values")?, part("columns")?, part("positions")?);
+        let row_order = if self.has(&format!("{layer}.row_order")) { Some(part("row_order")?) } else { None };
+        let raw = PackedTensors {
+            values: (values.info.dtype, &values.info.shape, values.bytes()),
+            columns: (columns.info.dtype, &columns.info.shape, columns.bytes()),
+            positions: (positions.info.dtype, &positions.info.shape, positions.bytes()),
+            row_order: row_order.as_ref().map(|t| (t.info.dtype, &t.info.shape[..], t.bytes())),
+        };
+        read_packed(layer, pattern, shape, &raw).map(Some)
+    }
+
+    /// Refuses a tensor of another shape than config.json asks for.
+    pub fn check_shape(&self, name: &str, want: &[usize]) -> Result<()> {
+        let got = &self.info(name)?.shape;
+        if got == want {
+            return Ok(());
+        }
+        let problem = format!("shape {got:?} contradicts config.json, which asks for {want:?}; one of them is wrong");
+        Err(Error::tensor(name, problem))
+    }
+
+    /// SHA-256 of a weight file, in hex.
+    pub fn sha256(path: &Path) -> Result<String> {
+        let mut file = std::fs::File::open(path).map_err(Error::io(path))?;
+        let mut hasher = Sha256::new();
+        std::io::copy(&mut file, &mut hasher).map_err(Error::io(path))?;
+        Ok(hasher.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}")))
+    }
+}
+
+fn widen(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    match dtype {
+        Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        // By hand, because half's own conversion also quiets NaN, which hides the shift from the vectoriser.
+        Dtype::Bf16 => bytes
+            .chunks_exact(2)
+            .map(|b| f32::from_bits(u32::from(bf16::from_le_bytes([b[0], b[1]]).to_bits()) << 16))
+            .collect(),
+    }
+}
+
+/// Reads a JSON file.
+pub(crate) fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("invalid JSON: {e}")))
+}
+
+/// The weight files of a directory, and where the index says each tensor lies.
+fn weight_files(dir: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, String>)> {
+    let index_path = dir.join(INDEX);
+    if !index_path.exists() {
+        let single = dir.join(SINGLE);
+        if !single.exists() {
+            let problem = format!("neither {SINGLE} nor {INDEX} here; convert the checkpoint to safetensors");
+            return Err(Error::file(dir, problem));
+        }
+        return Ok((vec![single], BTreeMap::new()));
+    }
+    let index = read_json(&index_path)?;
+    let map = index.get("weight_map").and_then(Value::as_object);
+    let map = map.ok_or_else(|| Error::file(&index_path, "has no weight_map"))?;
+    let mut expected = BTreeMap::new();
+    let mut names = std::collections::BTreeSet::new();
+    for (tensor, file) in map {
+        let file = file.as_str().filter(|f| Path::new(f).file_name() == Some(f.as_ref()));
+        let file = file.ok_or_else(|| Error::file(&index_path, format!("tensor {tensor}: its file is no plain name")))?;
+        expected.insert(tensor.clone(), file.to_owned());
+        names.insert(file.to_owned());
+    }
+    let files: Vec<PathBuf> = names.iter().map(|name| dir.join(name)).collect();
+    match files.iter().find(|path| !path.exists()) {
+        Some(path) => Err(Error::file(path, format!("shard is missing, though {INDEX} names it; download it again"))),
+        None => Ok((files, expected)),
+    }
+}

@@ -1,0 +1,22 @@
+//! Checkpoints on disk: Hugging Face directories in (safetensors, shards, config, tokenizer), pruned directories out.
+//!
+//! The packed form is specified in `docs/format.md`. Everything read is checked before it is believed, with checked
+//! arithmetic; everything written gets its final name only when it is whole. Unsafe code is allowed in [`mmap`] alone.
+
+mod checkpoint;
+mod error;
+mod header;
+mod mmap;
+mod packed;
+mod sparsity;
+mod staging;
+mod tokenizer;
+
+pub use checkpoint::{Checkpoint, RawTensor, TensorInfo};
+pub use error::{Error, Result};
+pub use header::{Header, read_header};
+pub use packed::{PackedTensors, pack_tensors, read_packed};
+pub use safetensors::Dtype as TensorDtype;
+pub use sparsity::{LayerSparsity, METHOD, SPARSITY_KEY, Sparsity, VERSION};
+pub use staging::{OutTensor, Staging, partial_dir};
+pub use tokenizer::{TextStream, Tokenizer};

@@ -1,0 +1,182 @@
+//! Writing a checkpoint directory so that it is there whole or not at all, and so that a killed run goes on.
+//!
+//! Files are collected in `TARGET.lacuna-partial/`. A shard is written under a temporary name, synced and renamed; then
+//! its entry is added to the journal `TARGET.lacuna-partial.json`. When all is written the directory is renamed to
+//! `TARGET`. The journal lies beside the directory, so that at no moment a directory under the final name has anything
+//! in it that does not belong there.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype as TensorDtype;
+use serde_json::{Value, json};
+
+use crate::checkpoint::read_json;
+use crate::packed::{encode_values, tensor_dtype};
+use crate::{Error, Result};
+
+/// One tensor to write.
+pub struct OutTensor<'a> {
+    dtype: TensorDtype,
+    shape: Vec<usize>,
+    data: Cow<'a, [u8]>,
+}
+
+impl<'a> OutTensor<'a> {
+    /// `data` is little-endian and row-major, and as long as type and shape say.
+    pub fn new(dtype: TensorDtype, shape: Vec<usize>, data: impl Into<Cow<'a, [u8]>>) -> Self {
+        Self { dtype, shape, data: data.into() }
+    }
+
+    /// A dense matrix rounded to `dtype`.
+    pub fn matrix(matrix: &lacuna_core::Matrix, dtype: lacuna_core::Dtype) -> Self {
+        let (_, bytes) = encode_values(&lacuna_core::Values::from_f32(matrix.data().to_vec(), dtype));
+        Self::new(tensor_dtype(dtype), vec![matrix.rows(), matrix.cols()], bytes)
+    }
+}
+
+impl safetensors::View for &OutTensor<'_> {
+    fn dtype(&self) -> TensorDtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.data)
+    }
+
+    fn data_len(&self) -> usize {
+        self.data.len()
+    }
+}
+
+/// A directory in the making.
+pub struct Staging {
+    target: PathBuf,
+    dir: PathBuf,
+    journal_path: PathBuf,
+    journal: Value,
+    replace: bool,
+    _lock: File,
+}
+
+/// Where the unfinished output for `target` lies.
+pub fn partial_dir(target: &Path) -> PathBuf {
+    suffixed(target, ".lacuna-partial")
+}
+
+impl Staging {
+    /// Starts, or goes on with, the output `target`.
+    ///
+    /// `fingerprint` says what is being made. Unfinished output with the same fingerprint is taken up again; with
+    /// another one it is refused unless `force`, which discards it. `force` also allows an existing target to be
+    /// replaced, at the end.
+    pub fn open(target: &Path, force: bool, fingerprint: &Value) -> Result<Self> {
+        if target.exists() && !force {
+            return Err(Error::file(target, "already exists; choose another output or pass --force to replace it"));
+        }
+        let (dir, journal_path) = (partial_dir(target), suffixed(target, ".lacuna-partial.json"));
+        let mut journal = json!({ "fingerprint": fingerprint, "shards": {} });
+        if dir.exists() {
+            // A journal that cannot be read belongs to a run that finished nothing.
+            let old = read_json(&journal_path).unwrap_or(Value::Null);
+            if old["fingerprint"] == *fingerprint {
+                journal = old;
+            } else if old.is_null() || force {
+                fs::remove_dir_all(&dir).map_err(Error::io(&dir))?;
+            } else {
+                let problem = "unfinished output of a run with other settings; finish that one or pass --force";
+                return Err(Error::file(&dir, problem));
+            }
+        }
+        fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
+        let lock_path = suffixed(target, ".lacuna-partial.lock");
+        let lock = File::create(&lock_path).map_err(Error::io(&lock_path))?;
+        lock.try_lock().map_err(|_| Error::file(target, "another lacuna is writing this output; wait for it"))?;
+        let staging = Self { target: target.to_owned(), dir, journal_path, journal, replace: force, _lock: lock };
+        staging.write_journal()?;
+        Ok(staging)
+    }
+
+    /// The directory in the making.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What was noted for a shard that is already whole.
+    pub fn finished(&self, shard: &str) -> Option<&Value> {
+        self.journal["shards"].get(shard)
+    }
+
+    /// Writes one shard and notes `report` for it.
+    pub fn write_shard(&mut self, shard: &str, tensors: &[(String, OutTensor)], report: Value) -> Result<()> {
+        let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let views = tensors.iter().map(|(name, tensor)| (name, tensor));
+        let path = self.dir.join(shard);
+        let temporary = suffixed(&path, ".tmp");
+        safetensors::serialize_to_file(views, Some(format), &temporary).map_err(|e| match e {
+            safetensors::SafeTensorError::IoError(source) => Error::Io { path: path.clone(), source },
+            other => Error::file(&path, other.to_string()),
+        })?;
+        publish(&temporary, &path)?;
+        self.journal["shards"][shard] = report;
+        self.write_journal()
+    }
+
+    /// Writes a small file.
+    pub fn write_file(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        write_whole(&self.dir.join(name), bytes)
+    }
+
+    /// Copies a file, if it is there.
+    pub fn copy_file(&self, source: &Path) -> Result<()> {
+        let (Some(name), true) = (source.file_name(), source.is_file()) else { return Ok(()) };
+        let path = self.dir.join(name);
+        fs::copy(source, &path).map_err(Error::io(&path))?;
+        Ok(())
+    }
+
+    /// Gives the directory its final name.
+    pub fn finish(self) -> Result<()> {
+        let old = suffixed(&self.target, ".lacuna-replaced");
+        let replacing = self.replace && self.target.exists();
+        if replacing {
+            fs::rename(&self.target, &old).map_err(Error::io(&self.target))?;
+        }
+        fs::rename(&self.dir, &self.target).map_err(Error::io(&self.target))?;
+        if replacing {
+            if old.is_dir() { fs::remove_dir_all(&old) } else { fs::remove_file(&old) }.map_err(Error::io(&old))?;
+        }
+        for leftover in [&self.journal_path, &suffixed(&self.target, ".lacuna-partial.lock")] {
+            fs::remove_file(leftover).map_err(Error::io(leftover))?;
+        }
+        Ok(())
+    }
+
+    fn write_journal(&self) -> Result<()> {
+        write_whole(&self.journal_path, self.journal.to_string().as_bytes())
+    }
+}
+
+fn suffixed(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = suffixed(path, ".tmp");
+    fs::write(&temporary, bytes).map_err(Error::io(path))?;
+    publish(&temporary, path)
+}
+
+/// Syncs a file and gives it its name.
+fn publish(temporary: &Path, path: &Path) -> Result<()> {
+    File::open(temporary).and_then(|file| file.sync_all()).map_err(Error::io(path))?;
+    fs::rename(temporary, path).map_err(Error::io(path))
+}

@@ -1,0 +1,100 @@
+//! Dense f32 products, by the `gemm` crate, behind checked views.
+#![allow(unsafe_code)]
+
+use gemm::Parallelism;
+use lacuna_core::Matrix;
+
+/// A strided view of `[rows, cols]` values inside a buffer: element `(r, c)` is `data[r * row_stride + c * col_stride]`.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+/// Whether every element of a view lies inside its buffer.
+fn fits(len: usize, rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> bool {
+    rows == 0 || cols == 0 || (rows - 1) * row_stride + (cols - 1) * col_stride < len
+}
+
+impl<'a> View<'a> {
+    /// A view with given strides, in elements.
+    ///
+    /// # Panics
+    /// If an element lies outside `data`.
+    pub fn new(data: &'a [f32], [rows, cols]: [usize; 2], [row_stride, col_stride]: [usize; 2]) -> Self {
+        assert!(fits(data.len(), rows, cols, row_stride, col_stride), "view outside its buffer");
+        Self { data, rows, cols, row_stride, col_stride }
+    }
+
+    /// All of a matrix.
+    pub fn of(matrix: &'a Matrix) -> Self {
+        Self::new(matrix.data(), [matrix.rows(), matrix.cols()], [matrix.cols(), 1])
+    }
+
+    /// Rows and columns exchanged.
+    #[must_use]
+    pub fn transposed(self) -> Self {
+        let Self { data, rows, cols, row_stride, col_stride } = self;
+        Self { data, rows: cols, cols: rows, row_stride: col_stride, col_stride: row_stride }
+    }
+}
+
+/// `out = keep * out + scale * a · b`, where `out` is a view with the given strides over `out_data`.
+///
+/// With `parallel`, the current thread pool shares the work; the result does not depend on how many threads it has.
+///
+/// # Panics
+/// If the inner sizes differ or `out` lies outside its buffer.
+pub fn matmul(
+    out_data: &mut [f32],
+    [out_row_stride, out_col_stride]: [usize; 2],
+    keep: f32,
+    scale: f32,
+    a: View,
+    b: View,
+    parallel: bool,
+) {
+    assert_eq!(a.cols, b.rows, "inner sizes differ");
+    assert!(fits(out_data.len(), a.rows, b.cols, out_row_stride, out_col_stride), "result outside its buffer");
+    assert!(out_col_stride == 1 || out_row_stride == 1 || a.rows <= 1 || b.cols <= 1, "overlapping result");
+    let parallelism = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
+    // SAFETY: every element that the strides reach lies inside its buffer (`View::new` and the assertion above), the
+    // buffers are borrowed for the call, and `out_data` is borrowed exclusively, so it aliases neither operand.
+    unsafe {
+        gemm::gemm(
+            a.rows,
+            b.cols,
+            a.cols,
+            out_data.as_mut_ptr(),
+            out_col_stride as isize,
+            out_row_stride as isize,
+            keep != 0.0,
+            a.data.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            keep,
+            scale,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// `W · x` for a dense weight `[R, K]` and activations `[K, T]`.
+///
+/// # Panics
+/// If K differs.
+pub fn linear(weight: &Matrix, x: &Matrix) -> Matrix {
+    let mut y = Matrix::zeros(weight.rows(), x.cols());
+    let strides = [x.cols(), 1];
+    matmul(y.data_mut(), strides, 0.0, 1.0, View::of(weight), View::of(x), true);
+    y
+}

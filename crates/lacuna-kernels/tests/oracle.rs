@@ -1,0 +1,132 @@
+//! Every kernel of the table against the scalar oracle, over patterns, remainders and token counts.
+
+use lacuna_core::{Dtype, GROUP_COLUMNS, Mask, Matrix, Packed, Pair, Pattern, Permutation};
+use lacuna_kernels::sparse::{KERNELS, REFERENCE};
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+fn random_matrix(rng: &mut ChaCha8Rng, rows: usize, cols: usize) -> Matrix {
+    Matrix::new(rows, cols, (0..rows * cols).map(|_| rng.random_range(-1.0..1.0)).collect()).unwrap()
+}
+
+fn random_mask(rng: &mut ChaCha8Rng, pattern: Pattern, rows: usize, cols: usize) -> Mask {
+    let grid = pattern.grid(rows, cols).unwrap();
+    let columns = (0..grid.row_blocks() * grid.groups()).map(|i| {
+        let mut range: Vec<u32> = grid.group_range(i % grid.groups()).map(|c| c as u32).collect();
+        range.shuffle(rng);
+        let mut four: [u32; GROUP_COLUMNS] = range[..GROUP_COLUMNS].try_into().unwrap();
+        four.sort_unstable();
+        four
+    });
+    let columns = columns.collect();
+    let pairs = (0..rows * grid.groups()).map(|_| Pair::from_code([4, 8, 9, 12, 13, 14][rng.random_range(0..6)]).unwrap());
+    let pairs = pairs.collect();
+    Mask::new(grid, columns, pairs).unwrap()
+}
+
+/// Largest `|got - want|` in units of the tolerance. A sum of `n` products, rounded in any order, is off by at most
+/// `n · eps · Σ|w·x| <= n · eps · ‖w‖·‖x‖` (Higham, Accuracy and Stability, (3.5)); one more rounding stores it.
+fn worst(packed: &Packed, x: &Matrix, got: &Matrix, want: &Matrix) -> (f64, usize, usize) {
+    let dense = packed.unpack();
+    let n = packed.mask().grid().kept_per_row() as f64 + 1.0;
+    let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let mut worst = (0.0, 0, 0);
+    for token in 0..x.cols() {
+        let x_norm = norm(&mut (0..x.rows()).map(|k| x.row(k)[token]));
+        for row in 0..got.rows() {
+            let bound = n * f64::from(f32::EPSILON) * norm(&mut dense.row(row).iter().copied()) * x_norm + 1e-30;
+            let off = f64::from((got.row(row)[token] - want.row(row)[token]).abs()) / bound;
+            if !(off <= worst.0) {
+                worst = (off, row, token);
+            }
+        }
+    }
+    worst
+}
+
+fn check(pattern: &str, rows: usize, cols: usize, tokens: usize, reorder: bool) {
+    let pattern: Pattern = pattern.parse().unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64((rows * 31 + cols * 7 + tokens) as u64);
+    let order = reorder.then(|| {
+        let mut order: Vec<u32> = (0..rows as u32).collect();
+        order.shuffle(&mut rng);
+        Permutation::new(order).unwrap()
+    });
+    let mask = random_mask(&mut rng, pattern, rows, cols);
+    let packed = Packed::pack(&random_matrix(&mut rng, rows, cols), mask, Dtype::Bf16, order).unwrap();
+    let x = random_matrix(&mut rng, cols, tokens);
+    let mut want = Matrix::zeros(rows, tokens);
+    (REFERENCE.prepare)(&packed).multiply(&x, &mut want);
+    for kernel in KERNELS.iter().filter(|kernel| (kernel.available)()) {
+        // A poisoned result shows an element that was never written.
+        let mut got = Matrix::new(rows, tokens, vec![f32::NAN; rows * tokens]).unwrap();
+        (kernel.prepare)(&packed).multiply(&x, &mut got);
+        let (off, row, token) = worst(&packed, &x, &got, &want);
+        assert!(
+            off <= 1.0,
+            "{} {pattern} {rows}x{cols}x{tokens}: row {row}, token {token} is {off:.2} tolerances off",
+            kernel.name
+        );
+    }
+}
+
+#[test]
+fn the_reference_is_the_dense_product_of_the_unpacked_weight() {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mask = random_mask(&mut rng, "16:2:7".parse().unwrap(), 33, 45);
+    let packed = Packed::pack(&random_matrix(&mut rng, 33, 45), mask, Dtype::F32, None).unwrap();
+    let x = random_matrix(&mut rng, 45, 5);
+    let mut got = Matrix::zeros(33, 5);
+    (REFERENCE.prepare)(&packed).multiply(&x, &mut got);
+    let want = lacuna_kernels::dense::linear(&packed.unpack(), &x);
+    assert!(worst(&packed, &x, &got, &want).0 <= 1.0);
+}
+
+#[test]
+fn kernels_agree_with_the_oracle_for_every_pattern() {
+    for v in [1, 3, 16, 32, 64, 100, 128, 256] {
+        for m in [4, 5, 6, 7, 8, 16, 32] {
+            check(&format!("{v}:2:{m}"), 130, 131, 9, false);
+        }
+    }
+}
+
+#[test]
+fn kernels_agree_with_the_oracle_for_every_remainder() {
+    for tokens in [1, 2, 3, 4, 5, 7, 8, 9, 15, 63, 64, 65, 72, 200] {
+        check("64:2:8", 70, 205, tokens, false);
+    }
+    for rows in [1, 2, 15, 16, 17, 63, 64, 65, 129] {
+        for cols in [8, 9, 10, 11, 12, 15, 16, 191, 193, 200] {
+            check("64:2:8", rows, cols, 11, false);
+            check("64:2:8", rows, cols, 1, false);
+        }
+    }
+}
+
+#[test]
+fn kernels_put_permuted_rows_back() {
+    for tokens in [1, 4, 70] {
+        check("16:2:5", 50, 64, tokens, true);
+    }
+}
+
+#[test]
+fn infinite_activations_reach_only_the_rows_that_keep_them() {
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let mask = random_mask(&mut rng, "4:2:8".parse().unwrap(), 8, 17);
+    let packed = Packed::pack(&random_matrix(&mut rng, 8, 17), mask, Dtype::F32, None).unwrap();
+    for tokens in [1, 6] {
+        let mut x = random_matrix(&mut rng, 17, tokens);
+        x.row_mut(0).fill(f32::INFINITY);
+        for kernel in KERNELS.iter().filter(|kernel| (kernel.available)()) {
+            let mut y = Matrix::zeros(8, tokens);
+            (kernel.prepare)(&packed).multiply(&x, &mut y);
+            for row in 0..8 {
+                let keeps = packed.mask().kept(row, 0).contains(&0);
+                assert_eq!(y.row(row)[0].is_finite(), !keeps, "{} row {row}", kernel.name);
+            }
+        }
+    }
+}
