@@ -1,0 +1,98 @@
+//! A linear layer, dense or sparse behind the same call.
+
+use std::sync::Arc;
+
+use lacuna_core::{Matrix, Packed};
+use lacuna_format::{Checkpoint, Error, Result};
+use lacuna_kernels::{dense, sparse};
+
+use crate::LinearSpec;
+
+/// What multiplies the activations.
+pub enum Weights {
+    /// `[R, K]`, shared where the head is the embedding
+    Dense(Arc<Matrix>),
+    /// made ready for a kernel
+    Sparse(Box<dyn sparse::SparseWeight>),
+}
+
+/// `y = W·x + b`.
+pub struct Linear {
+    spec: LinearSpec,
+    weights: Weights,
+    bias: Option<Vec<f32>>,
+}
+
+impl Linear {
+    /// Reads a layer: packed if the checkpoint says so, else dense. Refuses a shape other than config.json implies.
+    pub fn load(checkpoint: &Checkpoint, spec: LinearSpec) -> Result<Self> {
+        let weights = match checkpoint.packed(&spec.name)? {
+            Some(packed) => Self::sparse(&spec, &packed)?,
+            None => Weights::Dense(Arc::new(checkpoint.matrix(&spec.weight(), spec.rows, spec.cols)?)),
+        };
+        Self::with_weights(checkpoint, spec, weights)
+    }
+
+    /// A layer whose weights are given; its bias is read.
+    pub fn with_weights(checkpoint: &Checkpoint, spec: LinearSpec, weights: Weights) -> Result<Self> {
+        let bias = if spec.bias { Some(checkpoint.floats(&spec.bias_name(), &[spec.rows])?) } else { None };
+        Ok(Self { spec, weights, bias })
+    }
+
+    /// Puts other weights in the place of these.
+    pub fn replace(&mut self, packed: &Packed) -> Result<()> {
+        self.weights = Self::sparse(&self.spec, packed)?;
+        Ok(())
+    }
+
+    /// Name and shape.
+    pub fn spec(&self) -> &LinearSpec {
+        &self.spec
+    }
+
+    /// The dense weight; `None` if the layer is sparse.
+    pub fn dense(&self) -> Option<&Matrix> {
+        match &self.weights {
+            Weights::Dense(weight) => Some(weight),
+            Weights::Sparse(_) => None,
+        }
+    }
+
+    /// `[R, T]` from `[K, T]`.
+    pub fn forward(&self, x: &Matrix) -> Matrix {
+        let mut y = match &self.weights {
+            Weights::Dense(weight) => dense::linear(weight, x),
+            Weights::Sparse(weight) => {
+                let mut y = Matrix::zeros(weight.rows(), x.cols());
+                weight.multiply(x, &mut y);
+                y
+            }
+        };
+        for (row, bias) in self.bias.iter().flatten().enumerate() {
+            y.row_mut(row).iter_mut().for_each(|v| *v += bias);
+        }
+        y
+    }
+
+    fn sparse(spec: &LinearSpec, packed: &Packed) -> Result<Weights> {
+        let grid = packed.mask().grid();
+        if (grid.rows(), grid.cols()) != (spec.rows, spec.cols) {
+            let (got, want) = ([grid.rows(), grid.cols()], [spec.rows, spec.cols]);
+            let problem = format!("packed as {got:?}, config.json asks for {want:?}; prune the checkpoint again");
+            return Err(Error::tensor(&spec.name, problem));
+        }
+        Ok(Weights::Sparse((sparse::choose().prepare)(packed)))
+    }
+}
+
+impl LinearSpec {
+    /// Name of the weight's tensor.
+    pub fn weight(&self) -> String {
+        format!("{}.weight", self.name)
+    }
+
+    /// Name of the bias's tensor.
+    pub fn bias_name(&self) -> String {
+        format!("{}.bias", self.name)
+    }
+}

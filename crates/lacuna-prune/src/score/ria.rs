@@ -1,0 +1,54 @@
+//! RIA, relative importance and activations (Zhang et al., "Plug-and-Play: An Efficient Post-training Pruning Method
+//! for Large Language Models", ICLR 2024, equation 4):
+//! `(|W_ij| / Σ_k |W_kj| + |W_ij| / Σ_k |W_ik|) · ‖X_j‖₂^a`.
+
+use lacuna_core::Matrix;
+
+use super::map_weights;
+
+/// Which of the two relative importances count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RiaParts {
+    /// their sum, as published
+    Both,
+    /// relative to the input channel: `|W_ij| / Σ_k |W_kj|`
+    Column,
+    /// relative to the output channel: `|W_ij| / Σ_k |W_ik|`
+    Row,
+}
+
+/// RIA with its settings.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ria {
+    /// which parts count
+    pub parts: RiaParts,
+    /// `a`, the power of the activation norm; 0.5 in the authors' code
+    pub exponent: f32,
+}
+
+impl Default for Ria {
+    fn default() -> Self {
+        Self { parts: RiaParts::Both, exponent: 0.5 }
+    }
+}
+
+impl Ria {
+    /// `norms` is `‖X_j‖₂`, `[K]`. In a row or column of zeros, 0 / 0 counts as 0.
+    pub(super) fn scores(&self, weight: &Matrix, norms: &[f32]) -> Matrix {
+        let mut column_sums = vec![0.0_f64; weight.cols()];
+        let mut row_sums = vec![0.0_f64; weight.rows()];
+        for (row, row_sum) in row_sums.iter_mut().enumerate() {
+            for (w, column_sum) in weight.row(row).iter().zip(&mut column_sums) {
+                *column_sum += f64::from(w.abs());
+                *row_sum += f64::from(w.abs());
+            }
+        }
+        let inverse = |sums: Vec<f64>, counts: bool| -> Vec<f32> {
+            sums.into_iter().map(|s| if counts && s > 0.0 { (1.0 / s) as f32 } else { 0.0 }).collect()
+        };
+        let by_column = inverse(column_sums, self.parts != RiaParts::Row);
+        let by_row = inverse(row_sums, self.parts != RiaParts::Column);
+        let activation: Vec<f32> = norms.iter().map(|n| n.powf(self.exponent)).collect();
+        map_weights(weight, |row, col, w| (w * by_column[col] + w * by_row[row]) * activation[col])
+    }
+}
