@@ -172,10 +172,19 @@ impl Packed {
 
     /// The dense weight: kept values in place, +0 elsewhere.
     pub fn unpack(&self) -> Matrix {
+        self.unpack_rows(|row| self.output_row(row))
+    }
+
+    /// The dense weight with its rows in packed order: the order in which it obeys the pattern.
+    pub fn unpack_in_packed_order(&self) -> Matrix {
+        self.unpack_rows(|row| row)
+    }
+
+    fn unpack_rows(&self, place: impl Fn(usize) -> usize) -> Matrix {
         let grid = self.mask.grid();
         let mut out = Matrix::zeros(grid.rows(), grid.cols());
         for row in 0..grid.rows() {
-            let target = out.row_mut(self.output_row(row));
+            let target = out.row_mut(place(row));
             for group in 0..grid.groups() {
                 for (i, col) in self.mask.kept(row, group).into_iter().enumerate() {
                     if col < grid.cols() {

@@ -64,6 +64,22 @@ impl Checkpoint {
         let config = read_json(&config_path)?;
         let sparsity = Sparsity::from_config(&config).map_err(|problem| Error::file(&config_path, problem))?;
         let (files, expected) = weight_files(dir)?;
+        Self::of_files(dir, config, sparsity, files, &expected)
+    }
+
+    /// One shard of a checkpoint in the making, read as if it were the whole.
+    pub fn of_shard(shard: &Path, sparsity: Option<&Sparsity>) -> Result<Self> {
+        let dir = shard.parent().unwrap_or(Path::new("."));
+        Self::of_files(dir, Value::Null, sparsity.cloned(), vec![shard.to_owned()], &BTreeMap::new())
+    }
+
+    fn of_files(
+        dir: &Path,
+        config: Value,
+        sparsity: Option<Sparsity>,
+        files: Vec<PathBuf>,
+        expected: &BTreeMap<String, String>,
+    ) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (file, path) in files.iter().enumerate() {
             let header = read_file_header(path)?;
@@ -76,7 +92,7 @@ impl Checkpoint {
                 }
             }
         }
-        for (name, file) in &expected {
+        for (name, file) in expected {
             if tensors.get(name).is_none_or(|info| files[info.file].file_name() != Some(file.as_ref())) {
                 return Err(Error::file(&dir.join(file), format!("tensor {name} is missing, though {INDEX} names it")));
             }
@@ -107,6 +123,11 @@ impl Checkpoint {
     /// The weight files.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
+    }
+
+    /// The weight file that holds a tensor.
+    pub fn file_of(&self, info: &TensorInfo) -> &Path {
+        &self.files[info.file]
     }
 
     /// All tensors by name.

@@ -30,6 +30,11 @@ impl<'a> OutTensor<'a> {
         Self { dtype, shape, data: data.into() }
     }
 
+    /// Number of bytes.
+    pub fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
     /// A dense matrix rounded to `dtype`.
     pub fn matrix(matrix: &lacuna_core::Matrix, dtype: lacuna_core::Dtype) -> Self {
         let (_, bytes) = encode_values(&lacuna_core::Values::from_f32(matrix.data().to_vec(), dtype));

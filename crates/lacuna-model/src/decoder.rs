@@ -6,13 +6,14 @@ use lacuna_core::Matrix;
 use lacuna_format::{Checkpoint, Error, Result};
 
 use crate::attention::{LayerCache, Span, attend};
-use crate::linear::{Linear, Weights};
+use crate::linear::{Execution, Linear, Weights};
 use crate::ops::{add, rms_norm, select_columns, silu_mul};
 use crate::rope::Angles;
 use crate::{DecoderConfig, LinearSpec};
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
+const FINAL_NORM: &str = "model.norm.weight";
 
 /// Is shown the input `[K, T]` of linear layers before they run, with the layers that share it.
 pub type Observer<'a> = dyn FnMut(&[&LinearSpec], &Matrix) + 'a;
@@ -46,13 +47,18 @@ pub struct Block {
 
 impl Block {
     /// Reads block `layer`.
-    pub fn load(checkpoint: &Checkpoint, config: &DecoderConfig, layer: usize) -> Result<Self> {
+    pub fn load(
+        checkpoint: &Checkpoint,
+        config: &DecoderConfig,
+        layer: usize,
+        execution: Execution,
+    ) -> Result<Self> {
         let name = DecoderConfig::block_name(layer);
         let norm = |part: &str| checkpoint.floats(&format!("{name}.{part}.weight"), &[config.hidden_size]);
         let linears: Vec<Linear> = config
             .block_linears(layer)
             .into_iter()
-            .map(|spec| Linear::load(checkpoint, spec))
+            .map(|spec| Linear::load(checkpoint, spec, execution))
             .collect::<Result<_>>()?;
         Ok(Self {
             config: config.clone(),
@@ -66,11 +72,6 @@ impl Block {
     /// The linear layers: q, k, v, o, gate, up, down.
     pub fn linears(&self) -> &[Linear; 7] {
         &self.linears
-    }
-
-    /// The linear layers, to replace their weights.
-    pub fn linears_mut(&mut self) -> &mut [Linear; 7] {
-        &mut self.linears
     }
 
     /// Runs the tokens `hidden[H, T]` of a batch through the block, in place; one cache a sequence.
@@ -140,20 +141,20 @@ pub struct Model {
 
 impl Model {
     /// Reads all weights.
-    pub fn load(checkpoint: &Checkpoint, config: &DecoderConfig) -> Result<Self> {
+    pub fn load(checkpoint: &Checkpoint, config: &DecoderConfig, execution: Execution) -> Result<Self> {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let embedding = Arc::new(checkpoint.matrix(embedding_name(checkpoint, config)?, vocab, hidden)?);
         let spec = config.head();
         // A head of its own wins even where the config says tied: it may differ, and then it was trained so.
         let head = if checkpoint.has(HEAD) && checkpoint.has(EMBEDDING) || checkpoint.packed(&spec.name)?.is_some() {
-            Linear::load(checkpoint, spec)?
+            Linear::load(checkpoint, spec, execution)?
         } else if config.tied {
             Linear::with_weights(checkpoint, spec, Weights::Dense(Arc::clone(&embedding)))?
         } else {
             return Err(Error::tensor(HEAD, "missing, and config.json does not tie it to the embedding"));
         };
-        let blocks = (0..config.layers()).map(|layer| Block::load(checkpoint, config, layer)).collect::<Result<_>>()?;
-        let norm = checkpoint.floats("model.norm.weight", &[hidden])?;
+        let blocks = (0..config.layers()).map(|layer| Block::load(checkpoint, config, layer, execution)).collect::<Result<_>>()?;
+        let norm = checkpoint.floats(FINAL_NORM, &[hidden])?;
         Ok(Self { config: config.clone(), embedding, blocks, norm, head })
     }
 
@@ -189,6 +190,12 @@ impl Model {
     pub fn logits(&self, hidden: &Matrix, columns: &[usize]) -> Matrix {
         self.head.forward(&select_columns(hidden, columns))
     }
+}
+
+/// The last norm: what the head sees of the residual stream `hidden[H, T]`.
+pub fn final_norm(checkpoint: &Checkpoint, config: &DecoderConfig, hidden: &Matrix) -> Result<Matrix> {
+    let weight = checkpoint.floats(FINAL_NORM, &[config.hidden_size])?;
+    Ok(rms_norm(hidden, &weight, config.norm_eps))
 }
 
 /// The tensor that holds the embedding: tied checkpoints may store it under the head's name.

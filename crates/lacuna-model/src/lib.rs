@@ -18,7 +18,7 @@ mod sampler;
 
 pub use attention::LayerCache;
 pub use config::{DecoderConfig, LinearSpec};
-pub use decoder::{Block, Cache, Model, Observer, Positions, embed};
+pub use decoder::{Block, Cache, Model, Observer, Positions, embed, final_norm};
 pub use generate::{Generation, generate};
-pub use linear::{Linear, Weights};
+pub use linear::{Execution, Linear};
 pub use sampler::{Sampler, Sampling};

@@ -8,8 +8,17 @@ use lacuna_kernels::{dense, sparse};
 
 use crate::LinearSpec;
 
+/// How the sparse layers of a checkpoint are run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Execution {
+    /// by sparse kernels
+    Sparse,
+    /// unpacked, by the dense product: what the sparse kernels have to beat
+    Dense,
+}
+
 /// What multiplies the activations.
-pub enum Weights {
+pub(crate) enum Weights {
     /// `[R, K]`, shared where the head is the embedding
     Dense(Arc<Matrix>),
     /// made ready for a kernel
@@ -25,24 +34,24 @@ pub struct Linear {
 
 impl Linear {
     /// Reads a layer: packed if the checkpoint says so, else dense. Refuses a shape other than config.json implies.
-    pub fn load(checkpoint: &Checkpoint, spec: LinearSpec) -> Result<Self> {
+    pub(crate) fn load(checkpoint: &Checkpoint, spec: LinearSpec, execution: Execution) -> Result<Self> {
         let weights = match checkpoint.packed(&spec.name)? {
-            Some(packed) => Self::sparse(&spec, &packed)?,
+            Some(packed) => {
+                check_packed(&spec, &packed)?;
+                match execution {
+                    Execution::Sparse => Weights::Sparse((sparse::choose().prepare)(&packed)),
+                    Execution::Dense => Weights::Dense(Arc::new(packed.unpack())),
+                }
+            }
             None => Weights::Dense(Arc::new(checkpoint.matrix(&spec.weight(), spec.rows, spec.cols)?)),
         };
         Self::with_weights(checkpoint, spec, weights)
     }
 
     /// A layer whose weights are given; its bias is read.
-    pub fn with_weights(checkpoint: &Checkpoint, spec: LinearSpec, weights: Weights) -> Result<Self> {
+    pub(crate) fn with_weights(checkpoint: &Checkpoint, spec: LinearSpec, weights: Weights) -> Result<Self> {
         let bias = if spec.bias { Some(checkpoint.floats(&spec.bias_name(), &[spec.rows])?) } else { None };
         Ok(Self { spec, weights, bias })
-    }
-
-    /// Puts other weights in the place of these.
-    pub fn replace(&mut self, packed: &Packed) -> Result<()> {
-        self.weights = Self::sparse(&self.spec, packed)?;
-        Ok(())
     }
 
     /// Name and shape.
@@ -73,16 +82,17 @@ impl Linear {
         }
         y
     }
+}
 
-    fn sparse(spec: &LinearSpec, packed: &Packed) -> Result<Weights> {
-        let grid = packed.mask().grid();
-        if (grid.rows(), grid.cols()) != (spec.rows, spec.cols) {
-            let (got, want) = ([grid.rows(), grid.cols()], [spec.rows, spec.cols]);
-            let problem = format!("packed as {got:?}, config.json asks for {want:?}; prune the checkpoint again");
-            return Err(Error::tensor(&spec.name, problem));
-        }
-        Ok(Weights::Sparse((sparse::choose().prepare)(packed)))
+/// Refuses a packed layer of another shape than config.json implies.
+fn check_packed(spec: &LinearSpec, packed: &Packed) -> Result<()> {
+    let grid = packed.mask().grid();
+    let (got, want) = ([grid.rows(), grid.cols()], [spec.rows, spec.cols]);
+    if got == want {
+        return Ok(());
     }
+    let problem = format!("packed as {got:?}, config.json asks for {want:?}; prune the checkpoint again");
+    Err(Error::tensor(&spec.name, problem))
 }
 
 impl LinearSpec {

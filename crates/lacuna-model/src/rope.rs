@@ -29,11 +29,11 @@ enum Scaling {
 
 impl RopeConfig {
     /// Reads `rope_parameters`, or the older `rope_theta` and `rope_scaling`, which win where both are given.
-    pub(crate) fn from_config(config: &Value, default_theta: f64, max_positions: usize) -> Result<Self, String> {
+    pub(crate) fn from_config(config: &Value, max_positions: usize) -> Result<Self, String> {
         let present = |key: &str| config.get(key).filter(|value| !value.is_null());
         let settings = present("rope_scaling").or(present("rope_parameters")).unwrap_or(&Value::Null);
         let number = |key: &str| settings.get(key).and_then(Value::as_f64);
-        let theta = number("rope_theta").or(present("rope_theta").and_then(Value::as_f64)).unwrap_or(default_theta);
+        let theta = number("rope_theta").or(present("rope_theta").and_then(Value::as_f64)).unwrap_or(10_000.0);
         let kind = settings.get("rope_type").or(settings.get("type")).and_then(Value::as_str).unwrap_or("default");
         let need = |key: &str| match number(key) {
             Some(value) if value > 0.0 => Ok(value),

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lacuna_format::Checkpoint;
-use lacuna_model::{Cache, Model, family};
+use lacuna_model::{Cache, Execution, Model, family};
 use safetensors::SafeTensors;
 
 struct Reference {
@@ -50,7 +50,7 @@ fn compare(dir: &Path) {
     let want = reference(dir);
     let checkpoint = Checkpoint::open(dir).unwrap();
     let config = family::config(&checkpoint).unwrap();
-    let model = Model::load(&checkpoint, &config).unwrap();
+    let model = Model::load(&checkpoint, &config, Execution::Sparse).unwrap();
     let all: Vec<usize> = (0..want.tokens.iter().map(Vec::len).sum()).collect();
 
     // The whole batch at once …

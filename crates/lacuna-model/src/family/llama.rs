@@ -11,7 +11,7 @@ type Result<T> = std::result::Result<T, String>;
 
 /// LLaMA 1 to 3.
 pub(super) fn llama(config: &Value) -> Result<DecoderConfig> {
-    let mut decoder = common(config, 10_000.0)?;
+    let mut decoder = common(config, None)?;
     decoder.qkv_bias = flag(config, "attention_bias", false)?;
     decoder.o_bias = decoder.qkv_bias;
     decoder.mlp_bias = flag(config, "mlp_bias", false)?;
@@ -20,7 +20,7 @@ pub(super) fn llama(config: &Value) -> Result<DecoderConfig> {
 
 /// Mistral: LLaMA with an optional sliding window on every layer.
 pub(super) fn mistral(config: &Value) -> Result<DecoderConfig> {
-    let mut decoder = common(config, 10_000.0)?;
+    let mut decoder = common(config, Some(8))?;
     let window = match config.get("sliding_window") {
         None => Some(4096),
         Some(_) => optional(config, "sliding_window")?,
@@ -31,7 +31,7 @@ pub(super) fn mistral(config: &Value) -> Result<DecoderConfig> {
 
 /// Qwen2: biases on q, k, v, and an optional sliding window on some layers.
 pub(super) fn qwen2(config: &Value) -> Result<DecoderConfig> {
-    let mut decoder = common(config, 10_000.0)?;
+    let mut decoder = common(config, Some(32))?;
     decoder.qkv_bias = true;
     if flag(config, "use_sliding_window", false)? {
         let window = Some(optional(config, "sliding_window")?.unwrap_or(4096));
@@ -48,15 +48,15 @@ pub(super) fn qwen2(config: &Value) -> Result<DecoderConfig> {
     Ok(decoder)
 }
 
-/// What all of them share.
-fn common(config: &Value, default_theta: f64) -> Result<DecoderConfig> {
+/// What all of them share. Without `num_key_value_heads` there are `default_kv_heads`, or as many as query heads.
+fn common(config: &Value, default_kv_heads: Option<usize>) -> Result<DecoderConfig> {
     let activation = config.get("hidden_act").and_then(Value::as_str).unwrap_or("silu");
     if activation != "silu" {
         return Err(format!("hidden_act {activation} is not supported; this family runs with silu"));
     }
     let hidden_size = required(config, "hidden_size")?;
     let heads = required(config, "num_attention_heads")?;
-    let kv_heads = optional(config, "num_key_value_heads")?.unwrap_or(heads);
+    let kv_heads = optional(config, "num_key_value_heads")?.or(default_kv_heads).unwrap_or(heads);
     if heads % kv_heads != 0 {
         return Err(format!("num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"));
     }
@@ -78,7 +78,7 @@ fn common(config: &Value, default_theta: f64) -> Result<DecoderConfig> {
         head_dim,
         max_positions,
         norm_eps: number(config, "rms_norm_eps", 1e-6)? as f32,
-        rope: RopeConfig::from_config(config, default_theta, max_positions)?,
+        rope: RopeConfig::from_config(config, max_positions)?,
         qkv_bias: false,
         o_bias: false,
         mlp_bias: false,

@@ -1,0 +1,51 @@
+//! `lacuna bench`
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use lacuna::bench::{Settings, bench};
+use serde_json::json;
+
+use super::ui::{Ui, table};
+
+/// Time prefill and decode of a whole model, dense beside sparse
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  lacuna bench ./sparse --threads 2 --batch 1 --json")]
+pub(super) struct Args {
+    /// Pruned checkpoint; a dense one is timed alone
+    model: PathBuf,
+    /// Tokens of each prompt
+    #[arg(long, default_value_t = 256, value_name = "N", value_parser = positive)]
+    prompt_tokens: usize,
+    /// Tokens to decode
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = positive)]
+    decode_tokens: usize,
+    /// Sequences side by side
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = positive)]
+    batch: usize,
+    /// Timed rounds; the median counts
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = positive)]
+    rounds: usize,
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n >= 1).ok_or_else(|| "must be 1 or more".to_owned())
+}
+
+pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
+    let progress = ui.progress("bench", 0);
+    let settings =
+        Settings { prompt: args.prompt_tokens, decode: args.decode_tokens, batch: args.batch, rounds: args.rounds };
+    let rows = bench(&args.model, settings, &progress)?;
+    progress.finish_and_clear();
+    let threads = rayon::current_num_threads();
+    ui.result(&json!({ "rows": rows, "threads": threads, "batch": args.batch }), || {
+        let row = |r: &lacuna::bench::Row| {
+            let rate = format!("{:.1}", r.tokens_per_second);
+            vec![r.phase.to_owned(), r.variant.to_owned(), rate, format!("{:.2}", r.ratio_to_dense)]
+        };
+        let rows: Vec<Vec<String>> = rows.iter().map(row).collect();
+        table(&["phase", "variant", "tokens/s", "ratio to dense"], &rows)
+    });
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! The command line: what every subcommand shares. Each subcommand is one file.
+//!
+//! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 asked wrongly.
+
+mod bench;
+//mod demo;
+mod eval;
+mod export;
+mod inspect;
+mod prune;
+mod run;
+mod ui;
+mod verify;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+use lacuna::UsageError;
+
+use ui::Ui;
+
+/// Prune a transformer to V:N:M sparsity, store it compressed, run it faster, and see what it cost.
+#[derive(Parser)]
+#[command(name = "lacuna", version, propagate_version = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    global: Global,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  lacuna demo
+  lacuna inspect ./llama
+  lacuna prune ./llama ./llama-sparse --pattern 64:2:8 --calibration text.txt
+  lacuna verify ./llama-sparse
+  lacuna eval ./llama-sparse --data held-out.jsonl --baseline ./llama
+  lacuna run ./llama-sparse 'Once upon a time'
+  lacuna export ./llama-sparse ./llama-zeros --format dense";
+
+/// Flags of every subcommand.
+#[derive(clap::Args)]
+struct Global {
+    /// Print one JSON object instead of text (docs/cli.md lists the fields)
+    #[arg(long, global = true)]
+    json: bool,
+    /// Seed of everything drawn at random
+    #[arg(long, global = true, default_value_t = 0, value_name = "N")]
+    seed: u64,
+    /// Threads to compute with [default: all cores]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// No progress bars and notes
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Say more: a line for every layer
+    #[arg(short, long, global = true)]
+    verbose: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Inspect(inspect::Args),
+    Prune(prune::Args),
+    Verify(verify::Args),
+    Eval(eval::Args),
+    Run(run::Args),
+    Bench(bench::Args),
+    Export(export::Args),
+//    Demo(demo::Args),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  lacuna completions bash > ~/.local/share/bash-completion/completions/lacuna")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Parses, runs, reports.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let ui = Ui::new(&cli.global);
+    if let Some(threads) = cli.global.threads {
+        // Fails only if a pool exists already, and nothing has run yet.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global();
+    }
+    match dispatch(cli.command, &ui) {
+        Ok(code) => code,
+        Err(error) => {
+            // One line: an error's causes follow it after colons.
+            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            let usage = error.chain().any(|cause| cause.is::<UsageError>());
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+fn dispatch(command: Command, ui: &Ui) -> Result<ExitCode> {
+    match command {
+        Command::Inspect(args) => inspect::run(&args, ui)?,
+        Command::Prune(args) => prune::run(&args, ui)?,
+        Command::Verify(args) => return verify::run(&args, ui),
+        Command::Eval(args) => eval::run(&args, ui)?,
+        Command::Run(args) => run::run(&args, ui)?,
+        Command::Bench(args) => bench::run(&args, ui)?,
+        Command::Export(args) => export::run(&args, ui)?,
+//        Command::Demo(args) => demo::run(&args, ui)?,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "lacuna", &mut std::io::stdout());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,198 @@
+//! `lacuna prune`
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use lacuna::calibrate::Calibration;
+use lacuna::modules::Selector;
+use lacuna::prune::{Job, Options, Plan, Report};
+use lacuna_core::{Dtype, Pattern};
+use lacuna_prune::score::{Ria, RiaParts};
+
+use super::ui::{Ui, bytes, table};
+
+/// Prune a dense checkpoint to a V:N:M pattern and store it packed
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  lacuna prune ./llama ./sparse --pattern 64:2:8 --calibration text.txt
+  lacuna prune ./llama ./sparse --pattern 2:4 --criterion magnitude --dry-run
+  lacuna prune ./llama ./sparse --pattern 64:2:5 --calibration text.jsonl --exclude '*.layers.0.*' --values bf16
+
+An interrupted run goes on where it stopped when the same command is given again.")]
+pub(super) struct Args {
+    /// Dense checkpoint directory
+    model: PathBuf,
+    /// Directory to write
+    output: PathBuf,
+    /// V:2:M keeps 2 of M values in each row and 4 of M columns in each block of V rows; 2:4 is the plain pattern
+    #[arg(long)]
+    pattern: Pattern,
+    /// How weights are scored
+    #[arg(long, value_enum, default_value_t = CriterionName::Ria)]
+    criterion: CriterionName,
+    /// Which of RIA's two relative importances count
+    #[arg(long, value_enum, default_value_t = PartsName::Both)]
+    ria_parts: PartsName,
+    /// Power of the activation norm in RIA
+    #[arg(long, default_value_t = 0.5, value_name = "A")]
+    ria_exponent: f32,
+    /// How the 4 columns of a block are chosen
+    #[arg(long, value_enum, default_value_t = SelectionName::Exact)]
+    selection: SelectionName,
+    /// Type of the kept values [default: that of the weights]
+    #[arg(long, value_enum)]
+    values: Option<ValuesName>,
+    /// Only modules that match this glob, or regular expression after `re:` [default: all linear layers but lm_head]
+    #[arg(long, value_name = "PATTERN")]
+    include: Vec<String>,
+    /// No modules that match this glob, or regular expression after `re:`
+    #[arg(long, value_name = "PATTERN")]
+    exclude: Vec<String>,
+    /// Text to calibrate on: .txt, or .jsonl with a "text" a line
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// Calibration samples at most
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    calibration_samples: usize,
+    /// Tokens of a calibration sample [default: the model's context, at most 2048]
+    #[arg(long, value_name = "N")]
+    calibration_length: Option<usize>,
+    /// Only say what would be done: layers, peak memory, sizes
+    #[arg(long)]
+    dry_run: bool,
+    /// Replace the output if it exists, discard unfinished output of other settings
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum CriterionName {
+    /// |W|
+    Magnitude,
+    /// |W|·‖X‖
+    Wanda,
+    /// relative importance and activations
+    Ria,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PartsName {
+    /// their sum, as published
+    Both,
+    /// relative to the input channel
+    Column,
+    /// relative to the output channel
+    Row,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum SelectionName {
+    /// the columns with the largest L1 norm of scores
+    Paper,
+    /// the columns whose kept scores have the largest sum
+    Exact,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ValuesName {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Args {
+    fn options(&self, seed: u64) -> Result<Options> {
+        let parts = match self.ria_parts {
+            PartsName::Both => RiaParts::Both,
+            PartsName::Column => RiaParts::Column,
+            PartsName::Row => RiaParts::Row,
+        };
+        Ok(Options {
+            pattern: self.pattern,
+            criterion: match self.criterion {
+                CriterionName::Magnitude => lacuna_prune::Criterion::Magnitude,
+                CriterionName::Wanda => lacuna_prune::Criterion::Wanda,
+                CriterionName::Ria => lacuna_prune::Criterion::Ria(Ria { parts, exponent: self.ria_exponent }),
+            },
+            selection: match self.selection {
+                SelectionName::Paper => lacuna_prune::Selection::Paper,
+                SelectionName::Exact => lacuna_prune::Selection::Exact,
+            },
+            values: self.values.map(|values| match values {
+                ValuesName::F32 => Dtype::F32,
+                ValuesName::F16 => Dtype::F16,
+                ValuesName::Bf16 => Dtype::Bf16,
+            }),
+            layers: Selector::new(&self.include, &self.exclude)?,
+            calibration: self.calibration.clone().map(|file| Calibration {
+                file,
+                samples: self.calibration_samples,
+                length: self.calibration_length,
+                seed,
+            }),
+            force: self.force,
+        })
+    }
+}
+
+pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
+    let job = Job::new(&args.model, args.options(ui.seed)?)?;
+    if args.dry_run {
+        let plan = job.plan()?;
+        ui.result(&plan, || plan_text(&plan));
+        return Ok(());
+    }
+    let progress = ui.progress("prune", job.steps());
+    let report = job.run(&args.output, &progress)?;
+    progress.finish_and_clear();
+    if report.resumed_shards > 0 {
+        ui.note(&format!("went on after {} finished shards of an interrupted run", report.resumed_shards));
+    }
+    ui.result(&report, || report_text(&report, ui.verbose));
+    Ok(())
+}
+
+fn plan_text(plan: &Plan) -> String {
+    let row = |l: &lacuna::prune::PlannedLayer| {
+        let (before, after) = (bytes(l.bytes_before), bytes(l.bytes_after));
+        let shape = format!("{}x{}", l.shape[0], l.shape[1]);
+        vec![l.name.clone(), shape, l.pattern.clone(), format!("{:.4}", l.density), before, after]
+    };
+    let rows: Vec<Vec<String>> = plan.layers.iter().map(row).collect();
+    format!(
+        "{}\n{} layers to prune; nothing was written\nweights      {} -> {}\npeak memory  about {}\n",
+        table(&["layer", "shape", "pattern", "density", "before", "after"], &rows),
+        plan.layers.len(),
+        bytes(plan.bytes_before),
+        bytes(plan.bytes_after),
+        bytes(plan.peak_memory_bytes),
+    )
+}
+
+fn report_text(report: &Report, verbose: bool) -> String {
+    let mut text = String::new();
+    if verbose {
+        let row = |l: &lacuna::prune::LayerReport| {
+            let numbers = [l.density, l.retained_score, l.relative_error].map(|n| format!("{n:.4}"));
+            [vec![l.name.clone(), l.pattern.clone()], numbers.to_vec()].concat()
+        };
+        let rows: Vec<Vec<String>> = report.layers.iter().map(row).collect();
+        text += &table(&["layer", "pattern", "density", "score kept", "relative error"], &rows);
+        text.push('\n');
+    }
+    let share = |after: u64, before: u64| format!("{:.3}", after as f64 / before.max(1) as f64);
+    let line = |what: &str, before, after| {
+        format!("{what}  {} -> {}  ({} of before)\n", bytes(before), bytes(after), share(after, before))
+    };
+    text += &format!("pruned {} layers into {}\n", report.layers.len(), report.output.display());
+    text += &line("pruned layers", report.pruned_bytes_before, report.pruned_bytes_after);
+    text += &line("whole model  ", report.bytes_before, report.bytes_after);
+    text += &format!("{:.1} s", report.seconds);
+    if let Some(peak) = report.peak_rss_bytes {
+        text += &format!(", peak memory {}", bytes(peak));
+    }
+    text.push('\n');
+    text
+}

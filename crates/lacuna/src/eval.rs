@@ -1,0 +1,190 @@
+//! Perplexity: how well a model predicts a text.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use indicatif::ProgressBar;
+use lacuna_core::Matrix;
+use lacuna_format::{Checkpoint, Tokenizer};
+use lacuna_model::{Cache, DecoderConfig, Execution, Model, family};
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::UsageError;
+use crate::text::read_documents;
+
+/// Tokens that run through the model together.
+const BATCH_TOKENS: usize = 2048;
+/// Columns of logits held at once.
+const LOGIT_COLUMNS: usize = 256;
+
+/// How a text is cut into sequences.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// each document by itself, cut at `context` tokens; every token after the first is predicted
+    Document {
+        /// tokens of the longest sequence
+        context: usize,
+    },
+    /// one stream of tokens (documents joined by a blank line) under a window of `context` tokens that moves on by
+    /// `stride`; of each window those tokens are predicted that no window before it predicted
+    Window {
+        /// tokens of a window
+        context: usize,
+        /// tokens between the starts of windows
+        stride: usize,
+    },
+}
+
+/// What an evaluation found.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Score {
+    /// mean negative log-likelihood of the predicted tokens, in nats
+    pub nll: f64,
+    /// `exp(nll)`
+    pub perplexity: f64,
+    /// tokens predicted
+    pub tokens: usize,
+}
+
+/// A sequence, and from which token on its tokens count as predicted.
+type Scored = (Vec<u32>, usize);
+
+/// Sequences of a text file under a protocol.
+pub fn sequences(file: &Path, tokenizer: &Tokenizer, protocol: Protocol, config: &DecoderConfig) -> Result<Vec<Scored>> {
+    let (Protocol::Document { context } | Protocol::Window { context, .. }) = protocol;
+    if !(2..=config.max_positions).contains(&context) {
+        let max = config.max_positions;
+        return Err(UsageError(format!("--context is {context}; this model takes 2 to {max} tokens")).into());
+    }
+    let documents = read_documents(file)?;
+    let sequences: Vec<Scored> = match protocol {
+        Protocol::Document { .. } => {
+            let cut = |document: &String| {
+                let mut tokens = tokenizer.encode(document)?;
+                tokens.truncate(context);
+                Ok((tokens, 1))
+            };
+            documents.par_iter().map(cut).collect::<Result<_>>()?
+        }
+        Protocol::Window { stride, .. } => {
+            if !(1..=context).contains(&stride) {
+                return Err(UsageError(format!("--stride is {stride}; it must be from 1 to the context {context}")).into());
+            }
+            windows(&tokenizer.encode(&documents.join("\n\n"))?, context, stride)
+        }
+    };
+    let sequences: Vec<Scored> = sequences.into_iter().filter(|(tokens, from)| tokens.len() > *from).collect();
+    if sequences.is_empty() {
+        bail!("{}: too short to predict a single token", file.display());
+    }
+    Ok(sequences)
+}
+
+/// The windows over a stream of tokens. With `stride == context` they do not overlap and each predicts `context − 1`
+/// tokens; otherwise each after the first predicts its last `stride` tokens.
+fn windows(tokens: &[u32], context: usize, stride: usize) -> Vec<Scored> {
+    let (mut windows, mut start, mut predicted) = (vec![], 0, 1);
+    while predicted < tokens.len() {
+        let end = (start + context).min(tokens.len());
+        windows.push((tokens[start..end].to_vec(), predicted.max(start + 1) - start));
+        predicted = end;
+        start += stride;
+    }
+    windows
+}
+
+/// Evaluates a checkpoint on a text file.
+pub fn evaluate(model: &Path, file: &Path, protocol: impl Fn(&DecoderConfig) -> Protocol, bar: &ProgressBar) -> Result<Score> {
+    let checkpoint = Checkpoint::open(model)?;
+    let config = family::config(&checkpoint)?;
+    let tokenizer = Tokenizer::open(model, config.vocab_size, config.bos_token_id)?;
+    let sequences = sequences(file, &tokenizer, protocol(&config), &config)?;
+    score(&Model::load(&checkpoint, &config, Execution::Sparse)?, &sequences, bar)
+}
+
+/// Mean negative log-likelihood over all predicted tokens of all sequences.
+pub fn score(model: &Model, sequences: &[Scored], progress: &ProgressBar) -> Result<Score> {
+    progress.set_length(sequences.iter().map(|(tokens, _)| tokens.len() as u64).sum());
+    let (mut sum, mut tokens) = (0.0, 0);
+    let mut rest = sequences;
+    while !rest.is_empty() {
+        let mut size = 0;
+        let fits = rest.iter().take_while(|(tokens, _)| {
+            size += tokens.len();
+            size <= BATCH_TOKENS
+        });
+        let (batch, tail) = rest.split_at(fits.count().max(1));
+        rest = tail;
+        let (batch_sum, batch_tokens) = score_batch(model, batch);
+        sum += batch_sum;
+        tokens += batch_tokens;
+        progress.inc(batch.iter().map(|(tokens, _)| tokens.len() as u64).sum());
+    }
+    let nll = sum / tokens as f64;
+    if !nll.is_finite() {
+        bail!("the model's logits are not finite; the checkpoint is damaged");
+    }
+    Ok(Score { nll, perplexity: nll.exp(), tokens })
+}
+
+/// Sum of negative log-likelihoods, and how many.
+fn score_batch(model: &Model, sequences: &[Scored]) -> (f64, usize) {
+    let mut caches: Vec<Cache> = sequences.iter().map(|_| Cache::new(model.config())).collect();
+    let mut batch: Vec<(&[u32], &mut Cache)> =
+        sequences.iter().zip(&mut caches).map(|((tokens, _), cache)| (&tokens[..], cache)).collect();
+    let hidden = model.forward(&mut batch);
+    // (column that predicts, token that came)
+    let mut predictions = vec![];
+    let mut start = 0;
+    for (tokens, from) in sequences {
+        predictions.extend((*from..tokens.len()).map(|i| (start + i - 1, tokens[i] as usize)));
+        start += tokens.len();
+    }
+    let mut sum = 0.0;
+    for part in predictions.chunks(LOGIT_COLUMNS) {
+        let columns: Vec<usize> = part.iter().map(|&(column, _)| column).collect();
+        let logits = model.logits(&hidden, &columns);
+        sum += log_sum_exp(&logits).iter().sum::<f64>();
+        sum -= part.iter().enumerate().map(|(i, &(_, token))| f64::from(logits.row(token)[i])).sum::<f64>();
+    }
+    (sum, predictions.len())
+}
+
+/// `ln Σ_v exp(logits[v, i])` of each column.
+fn log_sum_exp(logits: &Matrix) -> Vec<f64> {
+    let mut max = vec![f32::NEG_INFINITY; logits.cols()];
+    for v in 0..logits.rows() {
+        max.iter_mut().zip(logits.row(v)).for_each(|(m, &l)| *m = m.max(l));
+    }
+    let mut sums = vec![0.0_f64; logits.cols()];
+    for v in 0..logits.rows() {
+        for ((sum, &m), &l) in sums.iter_mut().zip(&max).zip(logits.row(v)) {
+            *sum += f64::from((l - m).exp());
+        }
+    }
+    sums.iter().zip(&max).map(|(sum, &m)| sum.ln() + f64::from(m)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_token_but_the_first_of_the_stream_is_predicted_once_if_windows_overlap() {
+        let tokens: Vec<u32> = (0..23).collect();
+        let mut predicted: Vec<u32> = vec![];
+        for (window, from) in windows(&tokens, 8, 3) {
+            predicted.extend(&window[from..]);
+        }
+        assert_eq!(predicted, (1..23).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn windows_that_do_not_overlap_predict_context_minus_one() {
+        let tokens: Vec<u32> = (0..20).collect();
+        let windows = windows(&tokens, 8, 8);
+        let predicted: Vec<usize> = windows.iter().map(|(tokens, from)| tokens.len() - from).collect();
+        assert_eq!(predicted, [7, 7, 3]);
+    }
+}

@@ -1,0 +1,509 @@
+//! The main job: a dense checkpoint in, a pruned and packed one out, one block in memory at a time.
+//!
+//! Each transformer block becomes one shard of the output and whatever is left the last one. With calibration, a block
+//! sees activations that already went through the pruned blocks before it; those are read back from their shards, so
+//! that a resumed run does just what an undisturbed one does.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use indicatif::ProgressBar;
+use lacuna_core::{Dtype, Matrix, Packed, Pattern};
+use lacuna_format::{Checkpoint, LayerSparsity, METHOD, OutTensor, SPARSITY_KEY, Sparsity, Staging, Tokenizer, VERSION};
+use lacuna_model::{Block, DecoderConfig, Execution, LinearSpec, family, final_norm};
+use lacuna_prune::{Criterion, Selection, Stats, weight_error};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::UsageError;
+use crate::calibrate::{Calibration, Stream};
+use crate::modules::{Selector, linears};
+
+/// Files that a checkpoint carries beside its weights and that stay as they are.
+const COMPANIONS: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+];
+
+/// How to prune.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// pattern of every pruned layer
+    pub pattern: Pattern,
+    /// how weights are scored
+    pub criterion: Criterion,
+    /// how masks are chosen
+    pub selection: Selection,
+    /// type of the kept values; `None` for that of the weights
+    pub values: Option<Dtype>,
+    /// which layers
+    pub layers: Selector,
+    /// calibration text, if the criterion looks at activations or errors shall be measured on them
+    pub calibration: Option<Calibration>,
+    /// replace what is there
+    pub force: bool,
+}
+
+/// What pruning did to one layer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LayerReport {
+    /// module name
+    pub name: String,
+    /// as printed
+    pub pattern: String,
+    /// share of weights kept
+    pub density: f64,
+    /// share of the sum of scores kept
+    pub retained_score: f64,
+    /// `‖(W − Ŵ)·X‖ / ‖W·X‖` on the calibration tokens, or without calibration `‖W − Ŵ‖ / ‖W‖`
+    pub relative_error: f64,
+    /// bytes of the dense weight
+    pub bytes_before: u64,
+    /// bytes of the packed weight
+    pub bytes_after: u64,
+}
+
+/// What pruning did.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// the new checkpoint
+    pub output: PathBuf,
+    /// bytes of all weights of the original
+    pub bytes_before: u64,
+    /// bytes of all weights of the new checkpoint
+    pub bytes_after: u64,
+    /// bytes of the pruned layers alone, before
+    pub pruned_bytes_before: u64,
+    /// bytes of the pruned layers alone, after
+    pub pruned_bytes_after: u64,
+    /// seconds that this run took
+    pub seconds: f64,
+    /// largest resident size of this process
+    pub peak_rss_bytes: Option<u64>,
+    /// tokens of calibration
+    pub calibration_tokens: usize,
+    /// shards taken over from an interrupted run
+    pub resumed_shards: usize,
+    /// every pruned layer
+    pub layers: Vec<LayerReport>,
+}
+
+/// What pruning would do, known before any weight is read.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// module name, pattern, shape and sizes of every layer to prune
+    pub layers: Vec<PlannedLayer>,
+    /// bytes of all weights of the original
+    pub bytes_before: u64,
+    /// expected bytes of all weights of the new checkpoint
+    pub bytes_after: u64,
+    /// estimate of the largest resident size
+    pub peak_memory_bytes: u64,
+}
+
+/// One layer of a [`Plan`].
+#[derive(Debug, Clone, Serialize)]
+pub struct PlannedLayer {
+    /// module name
+    pub name: String,
+    /// `[out_features, in_features]`
+    pub shape: [usize; 2],
+    /// as printed
+    pub pattern: String,
+    /// share of weights kept
+    pub density: f64,
+    /// bytes of the dense weight
+    pub bytes_before: u64,
+    /// bytes of the packed weight
+    pub bytes_after: u64,
+}
+
+/// A job that was checked as far as it can be without reading weights.
+pub struct Job {
+    checkpoint: Checkpoint,
+    config: DecoderConfig,
+    options: Options,
+    chosen: Vec<LinearSpec>,
+    samples: Vec<Vec<u32>>,
+}
+
+impl Job {
+    /// Opens the checkpoint, chooses the layers, checks that the pattern fits them, draws the calibration samples.
+    pub fn new(source: &Path, options: Options) -> Result<Self> {
+        let checkpoint = Checkpoint::open(source)?;
+        if checkpoint.sparsity().is_some() {
+            bail!("{}: already pruned; start from the dense checkpoint", source.display());
+        }
+        let config = family::config(&checkpoint)?;
+        let chosen = options.layers.select(linears(&checkpoint, &config)?)?;
+        if chosen.is_empty() {
+            return Err(UsageError("--include and --exclude leave no layer to prune".to_owned()).into());
+        }
+        for layer in &chosen {
+            options.pattern.grid(layer.rows, layer.cols).with_context(|| format!("layer {}", layer.name))?;
+            checkpoint.dtype(&layer.weight())?;
+        }
+        let samples = match &options.calibration {
+            None if options.criterion.needs_stats() => {
+                let name = options.criterion.name();
+                let problem = format!("criterion {name} looks at activations: pass --calibration FILE (.txt or .jsonl)");
+                return Err(UsageError(problem).into());
+            }
+            None => vec![],
+            Some(calibration) => {
+                let tokenizer = Tokenizer::open(source, config.vocab_size, config.bos_token_id)?;
+                calibration.draw(&tokenizer, &config)?
+            }
+        };
+        Ok(Self { checkpoint, config, options, chosen, samples })
+    }
+
+    /// Steps of the progress bar that [`Self::run`] drives.
+    pub fn steps(&self) -> u64 {
+        self.chosen.len() as u64
+    }
+
+    /// What will be done.
+    pub fn plan(&self) -> Result<Plan> {
+        let mut layers = vec![];
+        for layer in &self.chosen {
+            let grid = self.options.pattern.grid(layer.rows, layer.cols)?;
+            let column = if layer.cols < 65_533 { 2 } else { 4 };
+            let values = grid.rows() * grid.kept_per_row() * self.value_type(layer)?.size();
+            let packed = values + grid.row_blocks() * grid.groups() * 4 * column + grid.rows() * grid.groups().div_ceil(2);
+            layers.push(PlannedLayer {
+                name: layer.name.clone(),
+                shape: [layer.rows, layer.cols],
+                pattern: self.options.pattern.to_string(),
+                density: grid.density(),
+                bytes_before: self.checkpoint.info(&layer.weight())?.len as u64,
+                bytes_after: packed as u64,
+            });
+        }
+        let before: u64 = layers.iter().map(|l| l.bytes_before).sum();
+        let after: u64 = layers.iter().map(|l| l.bytes_after).sum();
+        let bytes_before = self.checkpoint.weight_bytes();
+        Ok(Plan {
+            peak_memory_bytes: self.peak_memory(&layers),
+            layers,
+            bytes_before,
+            bytes_after: bytes_before - before + after,
+        })
+    }
+
+    /// Prunes into `output`, or goes on where an interrupted run with the same settings stopped.
+    pub fn run(&self, output: &Path, progress: &ProgressBar) -> Result<Report> {
+        let started = Instant::now();
+        check_output(self.checkpoint.dir(), output, self.options.force)?;
+        let mut staging = Staging::open(output, self.options.force, &self.fingerprint()?)?;
+        let hashes = std::thread::scope(|scope| {
+            let hashes = scope.spawn(|| hash_files(&self.checkpoint));
+            let layers = self.write_shards(&mut staging, progress)?;
+            let hashes = hashes.join().expect("hashing does not panic")?;
+            Ok::<_, anyhow::Error>((hashes, layers))
+        });
+        let (hashes, (layers, resumed_shards)) = hashes?;
+        self.write_companions(&staging, hashes)?;
+        let bytes_after = Checkpoint::open(staging.dir())?.weight_bytes();
+        staging.finish()?;
+        Ok(Report {
+            output: output.to_owned(),
+            bytes_before: self.checkpoint.weight_bytes(),
+            bytes_after,
+            pruned_bytes_before: layers.iter().map(|l| l.bytes_before).sum(),
+            pruned_bytes_after: layers.iter().map(|l| l.bytes_after).sum(),
+            seconds: started.elapsed().as_secs_f64(),
+            peak_rss_bytes: crate::memory::peak_rss_bytes(),
+            calibration_tokens: self.samples.iter().map(Vec::len).sum(),
+            resumed_shards,
+            layers,
+        })
+    }
+
+    /// Writes the shards that are not there yet; the reports of all layers, and how many shards were there.
+    fn write_shards(&self, staging: &mut Staging, progress: &ProgressBar) -> Result<(Vec<LayerReport>, usize)> {
+        let sparsity = self.sparsity(BTreeMap::new());
+        let calibrating = !self.samples.is_empty();
+        let blocks = self.config.layers();
+        let mut stream = Stream::new(&self.checkpoint, &self.config, &self.samples)?;
+        let (mut reports, mut resumed) = (vec![], 0);
+        for part in 0..=blocks {
+            let shard = self.shard_name(part);
+            let layers = self.layers_of(part);
+            if let Some(report) = staging.finished(&shard) {
+                let report: Vec<LayerReport> = serde_json::from_value(report.clone())?;
+                progress.inc(report.len() as u64);
+                // Steps that were free must not make the rest look free.
+                progress.reset_eta();
+                reports.extend(report);
+                resumed += 1;
+            } else {
+                let stats = if calibrating { self.observe(part, &layers, &stream)? } else { Statistics::new() };
+                let (mut tensors, report) = self.prune_layers(&layers, &stats, progress)?;
+                let raw = self.kept_tensors(part, &layers);
+                let raw = raw.map(|name| Ok((name.clone(), self.checkpoint.raw(name)?))).collect::<Result<Vec<_>>>()?;
+                for (name, tensor) in &raw {
+                    let out = OutTensor::new(tensor.info.dtype, tensor.info.shape.clone(), tensor.bytes());
+                    tensors.push((name.clone(), out));
+                }
+                staging.write_shard(&shard, &tensors, serde_json::to_value(&report)?)?;
+                reports.extend(report);
+            }
+            if calibrating && part < blocks {
+                let written = Checkpoint::of_shard(&staging.dir().join(&shard), Some(&sparsity))?;
+                stream.advance(&Block::load(&written, &self.config, part, Execution::Sparse)?);
+            }
+        }
+        Ok((reports, resumed))
+    }
+
+    /// Statistics of the inputs of some layers of a block, or of the head behind the last block.
+    fn observe(&self, part: usize, layers: &[&LinearSpec], stream: &Stream) -> Result<Statistics> {
+        let mut stats = Statistics::new();
+        let mut add = |sharing: &[&LinearSpec], x: &Matrix| {
+            if sharing.iter().any(|layer| layers.contains(layer)) {
+                stats.observe(sharing, x);
+            }
+        };
+        if layers.is_empty() {
+            return Ok(stats);
+        }
+        if part < self.config.layers() {
+            let block = Block::load(&self.checkpoint, &self.config, part, Execution::Sparse)?;
+            stream.observe(&block, &mut add);
+        } else {
+            for hidden in stream.hidden() {
+                add(&[&self.config.head()], &final_norm(&self.checkpoint, &self.config, hidden)?);
+            }
+        }
+        Ok(stats)
+    }
+
+    fn prune_layers(
+        &self,
+        layers: &[&LinearSpec],
+        stats: &Statistics,
+        progress: &ProgressBar,
+    ) -> Result<(Vec<(String, OutTensor<'static>)>, Vec<LayerReport>)> {
+        let (mut tensors, mut reports) = (vec![], vec![]);
+        for layer in layers {
+            progress.set_message(layer.name.clone());
+            let weight = self.checkpoint.matrix(&layer.weight(), layer.rows, layer.cols)?;
+            let stats = stats.of(layer);
+            let Options { criterion, selection, pattern, .. } = &self.options;
+            let named = || format!("layer {}", layer.name);
+            let pruned = lacuna_prune::prune(&weight, stats, criterion, *selection, *pattern).with_context(named)?;
+            let density = pruned.mask.grid().density();
+            let packed = Packed::pack(&weight, pruned.mask, self.value_type(layer)?, None).with_context(named)?;
+            let unpacked = packed.unpack();
+            let relative_error = match stats {
+                Some(stats) => stats.relative_error(&weight, &unpacked),
+                None => weight_error(&weight, &unpacked),
+            };
+            let parts = lacuna_format::pack_tensors(&layer.name, &packed);
+            reports.push(LayerReport {
+                name: layer.name.clone(),
+                pattern: pattern.to_string(),
+                density,
+                retained_score: pruned.retained_score,
+                relative_error,
+                bytes_before: self.checkpoint.info(&layer.weight())?.len as u64,
+                bytes_after: parts.iter().map(|(_, tensor)| tensor.bytes() as u64).sum(),
+            });
+            tensors.extend(parts);
+            progress.inc(1);
+        }
+        Ok((tensors, reports))
+    }
+
+    /// The chosen layers of a block; behind the last block, those of no block.
+    fn layers_of(&self, part: usize) -> Vec<&LinearSpec> {
+        self.chosen.iter().filter(|layer| self.part_of(&layer.name) == part).collect()
+    }
+
+    /// Tensors of a block that stay as they are.
+    fn kept_tensors<'a>(&'a self, part: usize, layers: &[&LinearSpec]) -> impl Iterator<Item = &'a String> {
+        let replaced: Vec<String> = layers.iter().map(|layer| layer.weight()).collect();
+        let names = self.checkpoint.tensors().keys();
+        names.filter(move |name| self.part_of(name) == part && !replaced.contains(name))
+    }
+
+    fn part_of(&self, name: &str) -> usize {
+        let number = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
+        number.and_then(|n| n.parse().ok()).unwrap_or(usize::MAX).min(self.config.layers())
+    }
+
+    fn shard_name(&self, part: usize) -> String {
+        format!("model-{:05}-of-{:05}.safetensors", part + 1, self.config.layers() + 1)
+    }
+
+    fn value_type(&self, layer: &LinearSpec) -> Result<Dtype> {
+        self.options.values.map_or_else(|| Ok(self.checkpoint.dtype(&layer.weight())?), Ok)
+    }
+
+    /// Everything that shapes the result, beside the pattern and the layers.
+    fn recipe(&self) -> Value {
+        let Options { criterion, selection, values, .. } = &self.options;
+        let mut recipe = json!({
+            "selection": selection.name(),
+            "values": values.map_or("as the weights", Dtype::name),
+        });
+        if let Criterion::Ria(ria) = criterion {
+            recipe["ria_parts"] = json!(format!("{:?}", ria.parts).to_lowercase());
+            recipe["ria_exponent"] = json!(ria.exponent);
+        }
+        if let Some(calibration) = &self.options.calibration {
+            recipe["calibration"] = json!({
+                "file": calibration.file.file_name().map(|name| name.to_string_lossy()),
+                "samples": self.samples.len(),
+                "tokens": self.samples.iter().map(Vec::len).sum::<usize>(),
+                "seed": calibration.seed,
+            });
+        }
+        recipe
+    }
+
+    fn sparsity(&self, source_sha256: BTreeMap<String, String>) -> Sparsity {
+        let layer = |l: &LinearSpec| (l.name.clone(), LayerSparsity { shape: [l.rows, l.cols], pattern: None });
+        Sparsity {
+            quant_method: METHOD.to_owned(),
+            version: VERSION,
+            pattern: self.options.pattern,
+            criterion: self.options.criterion.name().to_owned(),
+            recipe: self.recipe(),
+            source_sha256,
+            layers: self.chosen.iter().map(layer).collect(),
+        }
+    }
+
+    /// What must be equal for a run to go on where another one stopped.
+    fn fingerprint(&self) -> Result<Value> {
+        let mut files = vec![];
+        for path in self.checkpoint.files() {
+            let meta = std::fs::metadata(path).with_context(|| path.display().to_string())?;
+            let modified = meta.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+            files.push(json!([path.canonicalize()?, meta.len(), modified.map(|t: Duration| t.as_nanos().to_string())]));
+        }
+        // The samples themselves, not where they came from: the text or the tokenizer may have changed.
+        Ok(json!({ "files": files, "sparsity": self.sparsity(BTreeMap::new()), "samples": digest(&self.samples) }))
+    }
+
+    /// config.json, the index and the tokenizer.
+    fn write_companions(&self, staging: &Staging, hashes: BTreeMap<String, String>) -> Result<()> {
+        let mut config = self.checkpoint.config().clone();
+        config[SPARSITY_KEY] = serde_json::to_value(self.sparsity(hashes))?;
+        let shards = (0..=self.config.layers()).map(|part| self.shard_name(part));
+        write_index(staging, shards)?;
+        staging.write_file("config.json", serde_json::to_string_pretty(&config)?.as_bytes())?;
+        copy_companions(staging, self.checkpoint.dir())
+    }
+
+    /// Estimate: the largest layer as f32 beside its scores and its packed form, or one block at work on a batch.
+    fn peak_memory(&self, layers: &[PlannedLayer]) -> u64 {
+        let weights = |l: &PlannedLayer| (l.shape[0] * l.shape[1]) as u64;
+        let largest = layers.iter().map(weights).max().unwrap_or(0);
+        let block_bytes = (0..=self.config.layers()).map(|part| {
+            let names: Vec<&str> = self.layers_of(part).iter().map(|l| l.name.as_str()).collect();
+            layers.iter().filter(|l| names.contains(&l.name.as_str())).map(|l| l.bytes_after).sum::<u64>()
+        });
+        // weight, scores, unpacked weight (4 bytes each), mapped source, packed block and its bytes to write
+        let pruning = largest * 16 + 2 * block_bytes.max().unwrap_or(0);
+        if self.samples.is_empty() {
+            return pruning;
+        }
+        let tokens: u64 = self.samples.iter().map(|s| s.len() as u64).sum();
+        let (hidden, inner) = (self.config.hidden_size as u64, self.config.intermediate_size as u64);
+        let block: u64 = self.config.block_linears(0).iter().map(|l| (l.rows * l.cols) as u64 * 4).sum();
+        let grams = 4 * (2 * hidden * hidden + (self.config.heads * self.config.head_dim).pow(2) as u64 + inner * inner);
+        pruning + tokens * hidden * 4 + block + grams + 2048 * 4 * (3 * inner + 6 * hidden)
+    }
+}
+
+/// Statistics of the distinct inputs of some layers.
+#[derive(Default)]
+struct Statistics {
+    inputs: Vec<Stats>,
+    of_layer: BTreeMap<String, usize>,
+}
+
+impl Statistics {
+    fn new() -> Self {
+        Self::default()
+    }
+
+    fn observe(&mut self, sharing: &[&LinearSpec], x: &Matrix) {
+        let input = *self.of_layer.entry(sharing[0].name.clone()).or_insert_with(|| {
+            self.inputs.push(Stats::new(x.rows()));
+            self.inputs.len() - 1
+        });
+        for layer in sharing {
+            self.of_layer.insert(layer.name.clone(), input);
+        }
+        self.inputs[input].observe(x);
+    }
+
+    fn of(&self, layer: &LinearSpec) -> Option<&Stats> {
+        self.of_layer.get(&layer.name).map(|&input| &self.inputs[input])
+    }
+}
+
+/// Refuses to write over, into or around the source, and over anything at all without `force`.
+pub(crate) fn check_output(source: &Path, output: &Path, force: bool) -> Result<()> {
+    if output.exists() && !force {
+        let problem = format!("{} already exists; choose another output or pass --force", output.display());
+        return Err(UsageError(problem).into());
+    }
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let (source, output) = (real(source), real(output));
+    if output.starts_with(&source) || source.starts_with(&output) {
+        let problem = format!("output {} and input {} must be different directories", output.display(), source.display());
+        return Err(UsageError(problem).into());
+    }
+    Ok(())
+}
+
+/// model.safetensors.index.json over shards that are all written.
+pub(crate) fn write_index(staging: &Staging, shards: impl Iterator<Item = String>) -> Result<()> {
+    let (mut map, mut total) = (BTreeMap::new(), 0);
+    for shard in shards {
+        let written = Checkpoint::of_shard(&staging.dir().join(&shard), None)?;
+        for (name, info) in written.tensors() {
+            map.insert(name.clone(), shard.clone());
+            total += info.len;
+        }
+    }
+    let index = json!({ "metadata": { "total_size": total }, "weight_map": map });
+    Ok(staging.write_file("model.safetensors.index.json", serde_json::to_string_pretty(&index)?.as_bytes())?)
+}
+
+/// Tokenizer and the like, as they are.
+pub(crate) fn copy_companions(staging: &Staging, source: &Path) -> Result<()> {
+    for name in COMPANIONS {
+        staging.copy_file(&source.join(name))?;
+    }
+    Ok(())
+}
+
+/// SHA-256 of the weight files, by name.
+fn hash_files(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>> {
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    checkpoint.files().iter().map(|path| Ok((name(path), Checkpoint::sha256(path)?))).collect()
+}
+
+/// A short name of the samples (FNV-1a, 64 bits): tells one draw from another.
+fn digest(samples: &[Vec<u32>]) -> String {
+    let step = |hash: u64, value: u32| (hash ^ u64::from(value)).wrapping_mul(0x0100_0000_01b3);
+    let hash = samples.iter().fold(0xcbf2_9ce4_8422_2325, |hash, sample| {
+        sample.iter().fold(step(hash, sample.len() as u32), |hash, &token| step(hash, token))
+    });
+    format!("{hash:016x}")
+}
