@@ -1,1 +1,30 @@
-fn main(){}
+//! The project's one door: `cargo xtask check` runs everything that must hold, `cargo xtask synth` makes large test
+//! checkpoints. Nothing here is part of the product.
+
+#![forbid(unsafe_code)]
+
+mod check;
+mod synth;
+mod tidy;
+
+use anyhow::Result;
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(about = "Checks and generators of the Lacuna repository")]
+enum Task {
+    /// Run every check: format, lints, tidy, tests, docs, and the round trip through Hugging Face transformers
+    Check(check::Args),
+    /// Hold the tree against the invariants of ARCHITECTURE.md
+    Tidy,
+    /// Write a randomly initialised checkpoint of a known model's shapes
+    Synth(synth::Args),
+}
+
+fn main() -> Result<()> {
+    match Task::parse() {
+        Task::Check(args) => check::run(&args),
+        Task::Tidy => tidy::run(),
+        Task::Synth(args) => synth::run(&args),
+    }
+}

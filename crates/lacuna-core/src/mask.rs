@@ -33,13 +33,48 @@ impl Pair {
         [usize::from(self.0 & 3), usize::from(self.0 >> 2)]
     }
 
-    /// The two largest of 4 values; of equal ones the first.
-    pub fn top_two(values: [f32; GROUP_COLUMNS]) -> Self {
-        let mut order = [0, 1, 2, 3];
-        order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
-        Self((order[0].min(order[1]) | order[0].max(order[1]) << 2) as u8)
+    /// The two largest of 4 values; of equal ones the first. No branches: which wins is a coin's toss in pruning.
+    #[inline]
+    pub fn top_two([a, b, c, d]: [f32; GROUP_COLUMNS]) -> Self {
+        let wins = |first: f32, second: f32, bit: usize| usize::from(first >= second) << bit;
+        let outcome = wins(a, b, 0) | wins(a, c, 1) | wins(a, d, 2) | wins(b, c, 3) | wins(b, d, 4) | wins(c, d, 5);
+        TOP_TWO[outcome]
     }
 }
+
+/// The pair that wins, by the outcomes of the six comparisons of 4 values: 01, 02, 03, 12, 13, 23.
+static TOP_TWO: [Pair; 64] = {
+    let mut table = [Pair::FIRST; 64];
+    let mut o = 0;
+    while o < 64 {
+        let won = [o & 1, o >> 1 & 1, o >> 2 & 1, o >> 3 & 1, o >> 4 & 1, o >> 5 & 1];
+        let wins = [
+            won[0] + won[1] + won[2],
+            1 - won[0] + won[3] + won[4],
+            2 - won[1] - won[3] + won[5],
+            3 - won[2] - won[4] - won[5],
+        ];
+        // Outcomes that no values have (NaN, cycles) still get a pair: the first two places with the most wins.
+        let (mut first, mut second, mut p) = (0, usize::MAX, 1);
+        while p < GROUP_COLUMNS {
+            if wins[p] > wins[first] {
+                first = p;
+            }
+            p += 1;
+        }
+        p = 0;
+        while p < GROUP_COLUMNS {
+            if p != first && (second == usize::MAX || wins[p] > wins[second]) {
+                second = p;
+            }
+            p += 1;
+        }
+        let (low, high) = if first < second { (first, second) } else { (second, first) };
+        table[o] = Pair((low | high << 2) as u8);
+        o += 1;
+    }
+    table
+};
 
 /// A mask of a `[rows, cols]` weight under a pattern: for each row block and group 4 ascending columns of the block,
 /// for each row and group the [`Pair`] of them that is kept.
@@ -90,10 +125,29 @@ impl Mask {
         &self.pairs[row * self.grid.groups()..(row + 1) * self.grid.groups()]
     }
 
-    /// The columns of the two values kept in a row and group, ascending; one at or past `cols` is padding.
-    pub fn kept(&self, row: usize, group: usize) -> [usize; KEPT_PER_GROUP] {
-        let columns = self.columns(row / self.grid.pattern().v(), group);
-        self.row_pairs(row)[group].positions().map(|p| columns[p] as usize)
+    /// The columns of the two values that a row keeps of each group, ascending; one at or past `cols` is padding.
+    pub fn kept(&self, row: usize) -> impl Iterator<Item = [usize; KEPT_PER_GROUP]> + '_ {
+        let groups = self.grid.groups();
+        let block = row / self.grid.pattern().v();
+        let columns = &self.columns[block * groups..(block + 1) * groups];
+        columns.iter().zip(self.row_pairs(row)).map(|(four, pair)| pair.positions().map(|p| four[p & 3] as usize))
+    }
+
+    /// One mask of the rows of several, which must share pattern and columns; all but the last must be whole row blocks.
+    pub fn stack(parts: Vec<Self>) -> Result<Self> {
+        let rows = parts.iter().map(|part| part.grid.rows()).sum();
+        let (pattern, cols) = parts.first().map_or((Pattern::PLAIN, 0), |p| (p.grid.pattern(), p.grid.cols()));
+        let grid = pattern.grid(rows, cols)?;
+        let (mut columns, mut pairs) = (vec![], Vec::with_capacity(rows * grid.groups()));
+        for part in parts {
+            if pattern != part.grid.pattern() || cols != part.grid.cols() || pairs.len() % (pattern.v() * grid.groups()) != 0 {
+                let (got_rows, got_cols) = (part.grid.rows(), part.grid.cols());
+                return Err(Error::Shape { what: "part of a mask", rows: pattern.v(), cols, got_rows, got_cols });
+            }
+            columns.extend(part.columns);
+            pairs.extend(part.pairs);
+        }
+        Ok(Self { grid, columns, pairs })
     }
 
     /// `mask ⊙ W`: removed weights become +0.
@@ -101,12 +155,8 @@ impl Mask {
         self.check_shape("weight", weight)?;
         let mut out = Matrix::zeros(weight.rows(), weight.cols());
         for row in 0..weight.rows() {
-            for group in 0..self.grid.groups() {
-                for col in self.kept(row, group) {
-                    if col < weight.cols() {
-                        out.row_mut(row)[col] = weight.row(row)[col];
-                    }
-                }
+            for col in self.kept(row).flatten().filter(|&col| col < weight.cols()) {
+                out.row_mut(row)[col] = weight.row(row)[col];
             }
         }
         Ok(out)
@@ -117,10 +167,8 @@ impl Mask {
         self.check_shape("scores", matrix)?;
         let mut sum = 0.0;
         for row in 0..matrix.rows() {
-            for group in 0..self.grid.groups() {
-                let kept = self.kept(row, group).map(|c| matrix.row(row).get(c).copied().unwrap_or(0.0));
-                sum += kept.map(f64::from).iter().sum::<f64>();
-            }
+            let source = matrix.row(row);
+            sum += self.kept(row).flatten().filter_map(|c| source.get(c)).map(|&v| f64::from(v)).sum::<f64>();
         }
         Ok(sum)
     }
@@ -130,12 +178,8 @@ impl Mask {
         let mut keep = BoolMask { rows: self.grid.rows(), cols: self.grid.cols(), keep: vec![] };
         keep.keep = vec![false; keep.rows * keep.cols];
         for row in 0..keep.rows {
-            for group in 0..self.grid.groups() {
-                for col in self.kept(row, group) {
-                    if col < keep.cols {
-                        keep.keep[row * keep.cols + col] = true;
-                    }
-                }
+            for col in self.kept(row).flatten().filter(|&col| col < keep.cols) {
+                keep.keep[row * keep.cols + col] = true;
             }
         }
         keep

@@ -34,6 +34,13 @@ impl Matrix {
         self.cols
     }
 
+    /// A copy of some rows.
+    #[must_use]
+    pub fn band(&self, rows: std::ops::Range<usize>) -> Self {
+        let data = self.data[rows.start * self.cols..rows.end * self.cols].to_vec();
+        Self { rows: rows.len(), cols: self.cols, data }
+    }
+
     /// One row.
     pub fn row(&self, r: usize) -> &[f32] {
         &self.data[r * self.cols..(r + 1) * self.cols]

@@ -112,9 +112,7 @@ impl Packed {
         let mut kept = Vec::with_capacity(grid.rows() * grid.kept_per_row());
         for row in 0..grid.rows() {
             let source = weight.row(row_order.as_ref().map_or(row, |order| order.as_slice()[row] as usize));
-            for group in 0..grid.groups() {
-                kept.extend(mask.kept(row, group).map(|c| source.get(c).copied().unwrap_or(0.0)));
-            }
+            kept.extend(mask.kept(row).flatten().map(|c| source.get(c).copied().unwrap_or(0.0)));
         }
         // Only f16 can lose the range; a weight that was infinite or NaN before is the caller's to refuse.
         if dtype == Dtype::F16 {
@@ -139,7 +137,7 @@ impl Packed {
         let last = grid.groups() - 1;
         if grid.group_range(last) != grid.block_cols(last) {
             for row in 0..grid.rows() {
-                for (i, col) in mask.kept(row, last).into_iter().enumerate() {
+                for (i, col) in mask.kept(row).last().into_iter().flatten().enumerate() {
                     let value = values.get((row * grid.groups() + last) * KEPT_PER_GROUP + i);
                     if col >= grid.cols() && value.to_bits() != 0 {
                         return Err(Error::PaddingValue { row, group: last });
@@ -148,6 +146,28 @@ impl Packed {
             }
         }
         Ok(Self { mask, values, row_order })
+    }
+
+    /// One packed weight of the rows of several without a row order, under the conditions of [`Mask::stack`].
+    pub fn stack(parts: Vec<Self>) -> Result<Self> {
+        let mut masks = Vec::with_capacity(parts.len());
+        let mut values: Option<Values> = None;
+        for part in parts {
+            if let Some(order) = part.row_order {
+                return Err(Error::Length { what: "row order of a part", want: 0, got: order.len() });
+            }
+            masks.push(part.mask);
+            match (&mut values, part.values) {
+                (None, part) => values = Some(part),
+                (Some(Values::F32(all)), Values::F32(part)) => all.extend(part),
+                (Some(Values::F16(all)), Values::F16(part)) => all.extend(part),
+                (Some(Values::Bf16(all)), Values::Bf16(part)) => all.extend(part),
+                (Some(all), part) => {
+                    return Err(Error::Length { what: "values of one type", want: all.len() + part.len(), got: all.len() });
+                }
+            }
+        }
+        Self::from_parts(Mask::stack(masks)?, values.unwrap_or(Values::F32(vec![])), None)
     }
 
     /// The mask, in packed row order.
@@ -185,11 +205,9 @@ impl Packed {
         let mut out = Matrix::zeros(grid.rows(), grid.cols());
         for row in 0..grid.rows() {
             let target = out.row_mut(place(row));
-            for group in 0..grid.groups() {
-                for (i, col) in self.mask.kept(row, group).into_iter().enumerate() {
-                    if col < grid.cols() {
-                        target[col] = self.values.get((row * grid.groups() + group) * KEPT_PER_GROUP + i);
-                    }
+            for (i, col) in self.mask.kept(row).flatten().enumerate() {
+                if let Some(weight) = target.get_mut(col) {
+                    *weight = self.values.get(row * grid.kept_per_row() + i);
                 }
             }
         }

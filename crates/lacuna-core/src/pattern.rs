@@ -31,6 +31,9 @@ pub struct Pattern {
 }
 
 impl Pattern {
+    /// `2:4`: the pattern that GPUs accelerate natively.
+    pub const PLAIN: Self = Self { v: PLAIN_V, m: GROUP_COLUMNS };
+
     /// `V:2:M` with `1 <= v <= 65536` and `4 <= m <= 65536`.
     pub fn new(v: usize, m: usize) -> Result<Self> {
         if (1..=MAX_SIDE).contains(&v) && (GROUP_COLUMNS..=MAX_SIDE).contains(&m) {
@@ -67,7 +70,7 @@ impl Pattern {
 /// `2:4` for the hardware's plain pattern, `V:2:M` for every other.
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.m == GROUP_COLUMNS && self.v == PLAIN_V {
+        if *self == Self::PLAIN {
             write!(f, "{KEPT_PER_GROUP}:{GROUP_COLUMNS}")
         } else {
             write!(f, "{}:{KEPT_PER_GROUP}:{}", self.v, self.m)
@@ -87,7 +90,7 @@ impl FromStr for Pattern {
         };
         let parts = text.split(':').map(number).collect::<Result<Vec<_>>>()?;
         match parts[..] {
-            [KEPT_PER_GROUP, GROUP_COLUMNS] => Self::new(PLAIN_V, GROUP_COLUMNS),
+            [KEPT_PER_GROUP, GROUP_COLUMNS] => Ok(Self::PLAIN),
             [v, KEPT_PER_GROUP, m] => Self::new(v, m),
             [v, n, m] => Err(Error::PatternRange { v, n, m }),
             _ => Err(syntax()),

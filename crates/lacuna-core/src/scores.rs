@@ -9,13 +9,19 @@ pub struct Scores(Matrix);
 impl Scores {
     /// Refuses the first score that is negative, infinite or NaN.
     pub fn new(scores: Matrix) -> Result<Self> {
-        match scores.data().iter().position(|s| !(s.is_finite() && *s >= 0.0)) {
-            None => Ok(Self(scores)),
-            Some(i) => {
-                let cols = scores.cols();
-                Err(Error::BadScore { row: i / cols, col: i % cols, value: scores.data()[i] })
-            }
+        let fine = |s: f32| (0.0..=f32::MAX).contains(&s);
+        // All at once first, without a way out that would keep the compiler from using vectors.
+        if scores.data().iter().fold(true, |all, &s| all & fine(s)) {
+            return Ok(Self(scores));
         }
+        let i = scores.data().iter().position(|&s| !fine(s)).unwrap_or(0);
+        Err(Error::BadScore { row: i / scores.cols(), col: i % scores.cols(), value: scores.data()[i] })
+    }
+
+    /// Sum of all scores.
+    pub fn sum(&self) -> f64 {
+        // f32 within a run short enough not to matter, f64 across runs.
+        self.0.data().chunks(256).map(|run| f64::from(run.iter().sum::<f32>())).sum()
     }
 
     /// The scores as a matrix.

@@ -141,6 +141,24 @@ proptest! {
     }
 
     #[test]
+    fn row_bands_stack_to_the_whole((mask, weight) in masked_weight(), blocks in 1_usize..4) {
+        let (grid, whole) = (*mask.grid(), Packed::pack(&weight, mask.clone(), Dtype::F32, None).unwrap());
+        let band = blocks * grid.pattern().v();
+        let parts: Vec<Packed> = (0..grid.rows()).step_by(band).map(|start| {
+            let end = (start + band).min(grid.rows());
+            let (first, last) = (start / grid.pattern().v(), end.div_ceil(grid.pattern().v()));
+            let columns = mask.all_columns()[first * grid.groups()..last * grid.groups()].to_vec();
+            let pairs = (start..end).flat_map(|row| mask.row_pairs(row).to_vec()).collect();
+            let part = Mask::new(grid.pattern().grid(end - start, grid.cols()).unwrap(), columns, pairs).unwrap();
+            let rows = weight.data()[start * grid.cols()..end * grid.cols()].to_vec();
+            Packed::pack(&Matrix::new(end - start, grid.cols(), rows).unwrap(), part, Dtype::F32, None).unwrap()
+        }).collect();
+        let stacked = Packed::stack(parts).unwrap();
+        prop_assert_eq!(stacked.mask(), whole.mask());
+        prop_assert_eq!(bits(&stacked.unpack()), bits(&whole.unpack()));
+    }
+
+    #[test]
     fn a_permutation_is_a_bijection(order in prop::collection::vec(0_u32..8, 0..8)) {
         let mut sorted = order.clone();
         sorted.sort_unstable();

@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
+use half::f16;
 use lacuna_core::{Dtype, Matrix, Packed};
+use rayon::prelude::*;
 use safetensors::Dtype as TensorDtype;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -16,6 +17,11 @@ use crate::{Error, Result, Sparsity};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+
+/// Bytes mapped at a time to be hashed.
+const HASH_PART: usize = 1 << 24;
+/// Values that one thread widens at a time.
+const PART: usize = 1 << 16;
 
 /// Type, shape and place of one tensor.
 #[derive(Debug, Clone, PartialEq)]
@@ -172,13 +178,17 @@ impl Checkpoint {
         self.check_shape(name, shape)?;
         let dtype = self.dtype(name)?;
         let raw = self.raw(name)?;
-        let values = widen(dtype, raw.bytes());
-        // One pass over sums instead of a branch each: x * 0 is NaN just for infinities and NaN.
-        let bad = values.chunks(4096).position(|chunk| chunk.iter().map(|x| x * 0.0).sum::<f32>() != 0.0);
-        if let Some(chunk) = bad {
-            let start = chunk * 4096;
-            let i = start + values[start..].iter().position(|x| !x.is_finite()).unwrap_or(0);
-            let problem = format!("element {i} is {}; the checkpoint is damaged or overflowed", values[i]);
+        let mut values = vec![0.0; raw.bytes().len() / dtype.size()];
+        let parts = values.par_chunks_mut(PART).zip(raw.bytes().par_chunks(PART * dtype.size())).enumerate();
+        let bad = parts.filter_map(|(part, (values, bytes))| {
+            widen(dtype, bytes, values);
+            // x * 0 is NaN just for infinities and NaN: one sum instead of a branch each.
+            let fine = values.iter().map(|x| x * 0.0).sum::<f32>() == 0.0;
+            let first = || values.iter().position(|x| !x.is_finite()).map(|i| (part * PART + i, values[i]));
+            if fine { None } else { first() }
+        });
+        if let Some((i, value)) = bad.min_by_key(|&(i, _)| i) {
+            let problem = format!("element {i} is {value}; the checkpoint is damaged or overflowed");
             return Err(Error::tensor(name, problem));
         }
         Ok(values)
@@ -195,11 +205,11 @@ impl Checkpoint {
         let dtype = self.dtype(name)?;
         let raw = self.raw(name)?;
         let stride = cols * dtype.size();
-        let mut data = Vec::with_capacity(ids.len() * cols);
-        for &id in ids {
+        let mut data = vec![0.0; ids.len() * cols];
+        for (&id, values) in ids.iter().zip(data.chunks_exact_mut(cols)) {
             let row = raw.bytes().get(id as usize * stride..(id as usize + 1) * stride);
             let row = row.ok_or_else(|| Error::tensor(name, format!("has no row {id}; the tokenizer does not match")))?;
-            data.extend(widen(dtype, row));
+            widen(dtype, row, values);
         }
         Matrix::new(ids.len(), cols, data).map_err(|e| Error::tensor(name, e.to_string()))
     }
@@ -231,22 +241,35 @@ impl Checkpoint {
 
     /// SHA-256 of a weight file, in hex.
     pub fn sha256(path: &Path) -> Result<String> {
-        let mut file = std::fs::File::open(path).map_err(Error::io(path))?;
+        let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
         let mut hasher = Sha256::new();
-        std::io::copy(&mut file, &mut hasher).map_err(Error::io(path))?;
+        for start in (0..size).step_by(HASH_PART) {
+            let len = (HASH_PART as u64).min(size - start) as usize;
+            hasher.update(Mapped::range(path, start, len)?.bytes());
+        }
         Ok(hasher.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}")))
     }
 }
 
-fn widen(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+/// Little-endian bytes to f32, exactly.
+fn widen(dtype: Dtype, bytes: &[u8], values: &mut [f32]) {
     match dtype {
-        Dtype::F32 => bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+        Dtype::F32 => {
+            for (v, b) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *v = f32::from_le_bytes(*b);
+            }
+        }
+        Dtype::F16 => {
+            for (v, b) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *v = f16::from_le_bytes(*b).to_f32();
+            }
+        }
         // By hand, because half's own conversion also quiets NaN, which hides the shift from the vectoriser.
-        Dtype::Bf16 => bytes
-            .chunks_exact(2)
-            .map(|b| f32::from_bits(u32::from(bf16::from_le_bytes([b[0], b[1]]).to_bits()) << 16))
-            .collect(),
+        Dtype::Bf16 => {
+            for (v, b) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                *v = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+            }
+        }
     }
 }
 

@@ -35,6 +35,11 @@ impl<'a> OutTensor<'a> {
         self.data.len()
     }
 
+    /// The bytes.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+
     /// A dense matrix rounded to `dtype`.
     pub fn matrix(matrix: &lacuna_core::Matrix, dtype: lacuna_core::Dtype) -> Self {
         let (_, bytes) = encode_values(&lacuna_core::Values::from_f32(matrix.data().to_vec(), dtype));

@@ -124,7 +124,7 @@ fn infinite_activations_reach_only_the_rows_that_keep_them() {
             let mut y = Matrix::zeros(8, tokens);
             (kernel.prepare)(&packed).multiply(&x, &mut y);
             for row in 0..8 {
-                let keeps = packed.mask().kept(row, 0).contains(&0);
+                let keeps = packed.mask().kept(row).any(|kept| kept.contains(&0));
                 assert_eq!(y.row(row)[0].is_finite(), !keeps, "{} row {row}", kernel.name);
             }
         }

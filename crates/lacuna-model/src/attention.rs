@@ -10,6 +10,9 @@ use rayon::prelude::*;
 use crate::DecoderConfig;
 use crate::ops::softmax;
 
+/// Products below which handing heads to other threads costs more than it saves.
+const PARALLEL_WORK: usize = 1 << 17;
+
 /// Keys and values of one sequence in one layer.
 #[derive(Debug, Clone)]
 pub struct LayerCache {
@@ -64,7 +67,7 @@ pub(crate) fn attend(
     let per_kv_head = config.heads / config.kv_heads;
     let spans: &[Span] = spans;
     let mut out = Matrix::zeros(q.rows(), tokens);
-    out.data_mut().par_chunks_mut(dim * tokens).enumerate().for_each(|(head, out)| {
+    let run_head = |(head, out): (usize, &mut [f32])| {
         let q = &q.data()[head * dim * tokens..(head + 1) * dim * tokens];
         for (span, &start) in spans.iter().zip(&starts) {
             let (keys, values) = (&span.cache.keys[head / per_kv_head], &span.cache.values[head / per_kv_head]);
@@ -86,6 +89,12 @@ pub(crate) fn attend(
             let scores = View::new(&scores, [span.len, positions], [positions, 1]);
             matmul(&mut out[start..], [tokens, 1], 0.0, 1.0, values.transposed(), scores.transposed(), false);
         }
-    });
+    };
+    let seen: usize = spans.iter().map(|span| span.len * span.cache.keys[0].len()).sum();
+    if seen * config.heads < PARALLEL_WORK {
+        out.data_mut().chunks_mut(dim * tokens).enumerate().for_each(run_head);
+    } else {
+        out.data_mut().par_chunks_mut(dim * tokens).enumerate().for_each(run_head);
+    }
     out
 }

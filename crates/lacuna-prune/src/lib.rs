@@ -8,31 +8,80 @@ pub mod score;
 pub mod select;
 mod stats;
 
-use lacuna_core::{Mask, Matrix, Pattern, Scores};
+use lacuna_core::{Dtype, Matrix, Packed, Pattern, Result, Scores};
+use rayon::prelude::*;
 
 pub use score::Criterion;
 pub use select::Selection;
-pub use stats::{Stats, weight_error};
+pub use stats::{Stats, weight_energy};
 
-/// A chosen mask and what it keeps.
-pub struct Pruned {
-    /// The mask.
-    pub mask: Mask,
-    /// Share of the sum of scores that the mask keeps.
-    pub retained_score: f64,
+/// Weights that one thread works on at a time: they stay in its cache through all stages.
+const BAND_WEIGHTS: usize = 1 << 18;
+
+/// How a layer is pruned.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Method {
+    /// how weights are scored
+    pub criterion: Criterion,
+    /// how masks are chosen
+    pub selection: Selection,
+    /// which weights may be kept together
+    pub pattern: Pattern,
+    /// how the kept weights are stored
+    pub values: Dtype,
 }
 
-/// Scores a weight and selects its mask. `stats` may be missing only if the criterion does not need any.
-pub fn prune(
-    weight: &Matrix,
-    stats: Option<&Stats>,
-    criterion: &Criterion,
-    selection: Selection,
-    pattern: Pattern,
-) -> lacuna_core::Result<Pruned> {
-    let scores = Scores::new(criterion.scores(weight, stats)?)?;
-    let mask = selection.select(&scores, pattern)?;
-    let total: f64 = scores.matrix().data().iter().map(|&s| f64::from(s)).sum();
-    let retained_score = if total > 0.0 { mask.kept_sum(scores.matrix())? / total } else { 1.0 };
-    Ok(Pruned { mask, retained_score })
+/// A pruned layer.
+pub struct Pruned {
+    /// the kept weights
+    pub packed: Packed,
+    /// share of the sum of scores that is kept
+    pub retained_score: f64,
+    /// `‖(W − Ŵ)·X‖ / ‖W·X‖` on the observed activations, or without them `‖W − Ŵ‖ / ‖W‖`
+    pub relative_error: f64,
+}
+
+/// What became of some rows.
+struct Band {
+    packed: Packed,
+    kept_score: f64,
+    score: f64,
+    lost_energy: f64,
+    energy: f64,
+}
+
+impl Method {
+    /// Scores a weight, selects its mask, packs what is kept. `stats` may be missing only if the criterion needs none.
+    pub fn prune(&self, weight: &Matrix, stats: Option<&Stats>) -> Result<Pruned> {
+        let scorer = self.criterion.scorer(weight, stats)?;
+        self.pattern.grid(weight.rows(), weight.cols())?;
+        let v = self.pattern.v();
+        let rows = (BAND_WEIGHTS / weight.cols() / v).max(1) * v;
+        let starts: Vec<usize> = (0..weight.rows()).step_by(rows).collect();
+        let bands = starts.into_par_iter().map(|start| {
+            let end = (start + rows).min(weight.rows());
+            let band = weight.band(start..end);
+            let scores = Scores::new(scorer.scores(start, &band))?;
+            let mask = self.selection.select(&scores, self.pattern)?;
+            let kept_score = mask.kept_sum(scores.matrix())?;
+            let packed = Packed::pack(&band, mask, self.values, None)?;
+            let mut lost = packed.unpack();
+            lost.data_mut().iter_mut().zip(band.data()).for_each(|(p, w)| *p = w - *p);
+            let energy = |a: &Matrix| stats.map_or_else(|| weight_energy(a), |stats| stats.energy(a));
+            Ok(Band {
+                packed,
+                kept_score,
+                score: scores.sum(),
+                lost_energy: energy(&lost),
+                energy: energy(&band),
+            })
+        });
+        let bands = bands.collect::<Result<Vec<Band>>>()?;
+        let sum = |f: fn(&Band) -> f64| bands.iter().map(f).sum::<f64>();
+        let share = |part: f64, whole: f64, empty: f64| if whole > 0.0 { part / whole } else { empty };
+        let retained_score = share(sum(|b| b.kept_score), sum(|b| b.score), 1.0);
+        let relative_error = share(sum(|b| b.lost_energy), sum(|b| b.energy), 0.0).sqrt();
+        let packed = Packed::stack(bands.into_iter().map(|band| band.packed).collect())?;
+        Ok(Pruned { packed, retained_score, relative_error })
+    }
 }

@@ -37,7 +37,7 @@ fn scores_are_those_of_the_published_formulas() {
     }
     assert!(cases.len() >= 6);
     for (criterion, want) in cases {
-        let got = criterion.scores(&weight, Some(&stats)).unwrap();
+        let got = criterion.scorer(&weight, Some(&stats)).unwrap().scores(0, &weight);
         for (i, (g, w)) in got.data().iter().zip(want.data()).enumerate() {
             assert!((g - w).abs() <= 1e-5 * w.abs() + 1e-9, "{criterion:?} element {i}: {g} where {w} is right");
         }
@@ -47,7 +47,7 @@ fn scores_are_those_of_the_published_formulas() {
 #[test]
 fn a_criterion_that_needs_activations_says_so() {
     let weight = Matrix::zeros(4, 8);
-    assert!(Criterion::Wanda.scores(&weight, None).is_err());
-    assert!(Criterion::Wanda.scores(&weight, Some(&Stats::new(7))).is_err());
-    assert!(Criterion::Magnitude.scores(&weight, None).is_ok());
+    assert!(Criterion::Wanda.scorer(&weight, None).is_err());
+    assert!(Criterion::Wanda.scorer(&weight, Some(&Stats::new(7))).is_err());
+    assert!(Criterion::Magnitude.scorer(&weight, None).is_ok());
 }

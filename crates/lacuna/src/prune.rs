@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
-use lacuna_core::{Dtype, Matrix, Packed, Pattern};
+use lacuna_core::{Dtype, Matrix, Pattern};
 use lacuna_format::{Checkpoint, LayerSparsity, METHOD, OutTensor, SPARSITY_KEY, Sparsity, Staging, Tokenizer, VERSION};
 use lacuna_model::{Block, DecoderConfig, Execution, LinearSpec, family, final_norm};
-use lacuna_prune::{Criterion, Selection, Stats, weight_error};
+use lacuna_prune::{Criterion, Method, Selection, Stats};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -298,24 +298,16 @@ impl Job {
         for layer in layers {
             progress.set_message(layer.name.clone());
             let weight = self.checkpoint.matrix(&layer.weight(), layer.rows, layer.cols)?;
-            let stats = stats.of(layer);
-            let Options { criterion, selection, pattern, .. } = &self.options;
-            let named = || format!("layer {}", layer.name);
-            let pruned = lacuna_prune::prune(&weight, stats, criterion, *selection, *pattern).with_context(named)?;
-            let density = pruned.mask.grid().density();
-            let packed = Packed::pack(&weight, pruned.mask, self.value_type(layer)?, None).with_context(named)?;
-            let unpacked = packed.unpack();
-            let relative_error = match stats {
-                Some(stats) => stats.relative_error(&weight, &unpacked),
-                None => weight_error(&weight, &unpacked),
-            };
-            let parts = lacuna_format::pack_tensors(&layer.name, &packed);
+            let Options { criterion, selection, pattern, .. } = self.options;
+            let method = Method { criterion, selection, pattern, values: self.value_type(layer)? };
+            let pruned = method.prune(&weight, stats.of(layer)).with_context(|| format!("layer {}", layer.name))?;
+            let parts = lacuna_format::pack_tensors(&layer.name, &pruned.packed);
             reports.push(LayerReport {
                 name: layer.name.clone(),
                 pattern: pattern.to_string(),
-                density,
+                density: pruned.packed.mask().grid().density(),
                 retained_score: pruned.retained_score,
-                relative_error,
+                relative_error: pruned.relative_error,
                 bytes_before: self.checkpoint.info(&layer.weight())?.len as u64,
                 bytes_after: parts.iter().map(|(_, tensor)| tensor.bytes() as u64).sum(),
             });

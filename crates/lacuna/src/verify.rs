@@ -105,12 +105,11 @@ fn check_packed(checkpoint: &Checkpoint, name: &str, shape: Option<[usize; 2]>) 
 
 /// Holds the zeros of a weight against a pattern, row block by row block.
 fn check(name: String, pattern: Pattern, weight: &Matrix, kernel: &str) -> LayerCheck {
-    let (rows, cols) = (weight.rows(), weight.cols());
+    let rows = weight.rows();
     let mut problems = vec![];
     for start in (0..rows).step_by(pattern.v()) {
         let end = (start + pattern.v()).min(rows);
-        let block = Matrix::new(end - start, cols, weight.data()[start * cols..end * cols].to_vec());
-        let fits = block.and_then(|block| Mask::try_from((pattern, &BoolMask::non_zero(&block))));
+        let fits = Mask::try_from((pattern, &BoolMask::non_zero(&weight.band(start..end))));
         problems.extend(fits.err().map(|e| format!("rows {start}..{end}: {e}")));
     }
     LayerCheck {

@@ -18,6 +18,8 @@ const TILE_ROWS: usize = 64;
 const CHUNK_GROUPS: usize = 24;
 /// Up to this many tokens the scalar path wins over half-empty vectors.
 const SCALAR_TOKENS: usize = 3;
+/// Kept values × tokens below which handing work to other threads costs more than it saves.
+const PARALLEL_WORK: usize = 1 << 17;
 /// Tokens of a wide and of a narrow vector tile.
 const WIDE: usize = 64;
 const NARROW: usize = 8;
@@ -96,7 +98,11 @@ impl Layout {
             work.push((tile, part));
             rest = tail;
         }
-        work.into_par_iter().for_each(|(tile, part)| run(self, tile, x, part));
+        if self.values.len() * x.cols() < PARALLEL_WORK {
+            work.into_iter().for_each(|(tile, part)| run(self, tile, x, part));
+        } else {
+            work.into_par_iter().for_each(|(tile, part)| run(self, tile, x, part));
+        }
         if let Some(order) = &self.row_order
             && let Ok(ordered) = order.permute_rows(y)
         {

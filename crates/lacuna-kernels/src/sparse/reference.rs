@@ -17,12 +17,10 @@ impl SparseWeight for Reference {
         for row in 0..grid.rows() {
             for token in 0..x.cols() {
                 let mut sum = 0.0_f64;
-                for group in 0..grid.groups() {
-                    for (i, col) in mask.kept(row, group).into_iter().enumerate() {
-                        if col < grid.cols() {
-                            let value = self.0.values().get((row * grid.groups() + group) * 2 + i);
-                            sum += f64::from(value) * f64::from(x.row(col)[token]);
-                        }
+                for (i, col) in mask.kept(row).flatten().enumerate() {
+                    if col < grid.cols() {
+                        let value = self.0.values().get(row * grid.kept_per_row() + i);
+                        sum += f64::from(value) * f64::from(x.row(col)[token]);
                     }
                 }
                 y.row_mut(self.0.output_row(row))[token] = sum as f32;

@@ -2,8 +2,9 @@
 
 use lacuna_core::Matrix;
 
-use super::map_weights;
+use super::Scorer;
 
-pub(super) fn scores(weight: &Matrix) -> Matrix {
-    map_weights(weight, |_, _, w| w)
+pub(super) fn scorer(weight: &Matrix) -> Scorer {
+    let (rows, cols) = (weight.rows(), weight.cols());
+    Scorer { column: vec![1.0; cols], row: vec![0.0; rows], row_scale: vec![0.0; cols] }
 }

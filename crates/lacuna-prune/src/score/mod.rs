@@ -40,8 +40,8 @@ impl Criterion {
         }
     }
 
-    /// The scores, `[R, K]`. Fails if statistics are needed and missing or belong to another input.
-    pub fn scores(&self, weight: &Matrix, stats: Option<&Stats>) -> Result<Matrix> {
+    /// Makes ready to score rows of `weight`. Fails if statistics are needed and missing or belong to another input.
+    pub fn scorer(&self, weight: &Matrix, stats: Option<&Stats>) -> Result<Scorer> {
         let norms = match stats {
             Some(stats) => stats.norms(),
             None if self.needs_stats() => vec![],
@@ -51,20 +51,35 @@ impl Criterion {
             return Err(Error::Length { what: "activation norms", want: weight.cols(), got: norms.len() });
         }
         Ok(match self {
-            Self::Magnitude => magnitude::scores(weight),
-            Self::Wanda => wanda::scores(weight, &norms),
-            Self::Ria(ria) => ria.scores(weight, &norms),
+            Self::Magnitude => magnitude::scorer(weight),
+            Self::Wanda => wanda::scorer(weight, norms),
+            Self::Ria(ria) => ria.scorer(weight, &norms),
         })
     }
 }
 
-/// A weight-shaped matrix whose entry is `f(row, column, |w|)`.
-fn map_weights(weight: &Matrix, f: impl Fn(usize, usize, f32) -> f32) -> Matrix {
-    let mut out = weight.clone();
-    for row in 0..out.rows() {
-        for (col, w) in out.row_mut(row).iter_mut().enumerate() {
-            *w = f(row, col, w.abs());
+/// A criterion made ready for one weight. Every criterion here is `|W_ij| · (c_j + r_i · d_j)`: a factor of the column,
+/// and one of the row that may be scaled by column.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scorer {
+    /// `c`, `[K]`
+    column: Vec<f32>,
+    /// `r`, `[R]`
+    row: Vec<f32>,
+    /// `d`, `[K]`
+    row_scale: Vec<f32>,
+}
+
+impl Scorer {
+    /// Scores of the rows from `start` on, given as a matrix of their own.
+    pub fn scores(&self, start: usize, rows: &Matrix) -> Matrix {
+        let mut out = rows.clone();
+        for i in 0..rows.rows() {
+            let row = self.row[start + i];
+            for ((w, c), d) in out.row_mut(i).iter_mut().zip(&self.column).zip(&self.row_scale) {
+                *w = w.abs() * (c + row * d);
+            }
         }
+        out
     }
-    out
 }

@@ -4,7 +4,7 @@
 
 use lacuna_core::Matrix;
 
-use super::map_weights;
+use super::Scorer;
 
 /// Which of the two relative importances count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +34,7 @@ impl Default for Ria {
 
 impl Ria {
     /// `norms` is `‖X_j‖₂`, `[K]`. In a row or column of zeros, 0 / 0 counts as 0.
-    pub(super) fn scores(&self, weight: &Matrix, norms: &[f32]) -> Matrix {
+    pub(super) fn scorer(&self, weight: &Matrix, norms: &[f32]) -> Scorer {
         let mut column_sums = vec![0.0_f64; weight.cols()];
         let mut row_sums = vec![0.0_f64; weight.rows()];
         for (row, row_sum) in row_sums.iter_mut().enumerate() {
@@ -49,6 +49,7 @@ impl Ria {
         let by_column = inverse(column_sums, self.parts != RiaParts::Row);
         let by_row = inverse(row_sums, self.parts != RiaParts::Column);
         let activation: Vec<f32> = norms.iter().map(|n| n.powf(self.exponent)).collect();
-        map_weights(weight, |row, col, w| (w * by_column[col] + w * by_row[row]) * activation[col])
+        let column = by_column.iter().zip(&activation).map(|(c, a)| c * a).collect();
+        Scorer { column, row: by_row, row_scale: activation }
     }
 }

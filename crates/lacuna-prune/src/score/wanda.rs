@@ -2,9 +2,9 @@
 
 use lacuna_core::Matrix;
 
-use super::map_weights;
+use super::Scorer;
 
 /// `norms` is `‖X_j‖₂`, `[K]`.
-pub(super) fn scores(weight: &Matrix, norms: &[f32]) -> Matrix {
-    map_weights(weight, |_, col, w| w * norms[col])
+pub(super) fn scorer(weight: &Matrix, norms: Vec<f32>) -> Scorer {
+    Scorer { row_scale: vec![0.0; norms.len()], column: norms, row: vec![0.0; weight.rows()] }
 }

@@ -10,82 +10,131 @@ use lacuna_core::GROUP_COLUMNS;
 
 use super::{Block, paper};
 
-/// Columns of the block, ascending; of equally good sets the first found, which starts from the paper's.
-pub(super) fn choose(block: &Block) -> [usize; GROUP_COLUMNS] {
-    let start = paper::choose(block);
-    let mut search = Search { block, best: start, best_sum: 0.0 };
-    let mut top = Top::empty(block.height);
-    for c in start {
-        search.best_sum += top.gain(block.column(c));
-        top = top.with(block.column(c));
-    }
-    let candidates: Vec<usize> = (0..block.columns()).collect();
-    search.descend(&Top::empty(block.height), 0.0, &mut vec![], &candidates);
-    search.best.sort_unstable();
-    search.best
-}
+/// A bound must exceed the best by more than this share to be followed: sums of f32 are no more exact than that.
+const SLACK: f64 = 1.0 + 1e-7;
 
-/// The largest and second largest score of each row among the columns chosen so far.
-struct Top {
-    first: Vec<f32>,
-    second: Vec<f32>,
-}
-
-impl Top {
-    fn empty(height: usize) -> Self {
-        Self { first: vec![0.0; height], second: vec![0.0; height] }
-    }
-
-    /// How much `f` grows by this column. Eight sums, so that the compiler can use vectors.
-    fn gain(&self, column: &[f32]) -> f64 {
-        let mut sums = [0.0_f32; 8];
-        for (scores, seconds) in column.chunks(8).zip(self.second.chunks(8)) {
-            for ((sum, &x), &b) in sums.iter_mut().zip(scores).zip(seconds) {
-                *sum += (x - b).max(0.0);
-            }
-        }
-        sums.iter().map(|&s| f64::from(s)).sum()
-    }
-
-    fn with(&self, column: &[f32]) -> Self {
-        let largest = |(&a, &x): (&f32, &f32)| a.max(x);
-        let middle = |((&a, &b), &x): ((&f32, &f32), &f32)| b.max(a.min(x));
-        Self {
-            first: self.first.iter().zip(column).map(largest).collect(),
-            second: self.first.iter().zip(&self.second).zip(column).map(middle).collect(),
-        }
-    }
-}
-
-struct Search<'a> {
-    block: &'a Block,
+/// Branch and bound over the columns of a block; keeps its buffers from block to block.
+#[derive(Default)]
+pub(super) struct Search {
+    levels: [Level; GROUP_COLUMNS],
+    chosen: [usize; GROUP_COLUMNS],
     best: [usize; GROUP_COLUMNS],
     best_sum: f64,
 }
 
-impl Search<'_> {
-    /// Tries all completions of `chosen`, whose rows have `top` and whose sum is `sum`, by columns of `candidates`.
-    fn descend(&mut self, top: &Top, sum: f64, chosen: &mut Vec<usize>, candidates: &[usize]) {
-        let left = GROUP_COLUMNS - chosen.len();
-        let mut gains: Vec<(f64, usize)> =
-            candidates.iter().map(|&c| (top.gain(self.block.column(c)), c)).collect();
-        gains.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        let order: Vec<usize> = gains.iter().map(|&(_, c)| c).collect();
-        for i in 0..gains.len() {
+/// The state with some columns chosen.
+#[derive(Default)]
+struct Level {
+    /// largest score of each row among the chosen columns
+    first: Vec<f32>,
+    /// second largest
+    second: Vec<f32>,
+    /// gain and number of each column that may still come, best first
+    gains: Vec<(f64, usize)>,
+}
+
+impl Search {
+    /// Columns of the block, ascending; of equally good sets the first found, the paper's before all others.
+    pub(super) fn choose(&mut self, block: &Block) -> [usize; GROUP_COLUMNS] {
+        self.best = paper::choose(block);
+        if block.columns() == GROUP_COLUMNS {
+            return self.best;
+        }
+        for level in &mut self.levels {
+            level.first.resize(block.height, 0.0);
+            level.second.resize(block.height, 0.0);
+        }
+        self.levels[0].first.fill(0.0);
+        self.levels[0].second.fill(0.0);
+        self.best_sum = self.sum_of(block, self.best);
+        self.levels[0].gains.clear();
+        self.levels[0].gains.extend((0..block.columns()).map(|c| (0.0, c)));
+        self.descend(block, 0, 0.0);
+        self.best.sort_unstable();
+        self.best
+    }
+
+    /// `f` of 4 columns; leaves level 0 as it is.
+    fn sum_of(&mut self, block: &Block, columns: [usize; GROUP_COLUMNS]) -> f64 {
+        let mut sum = 0.0;
+        for (depth, &c) in columns.iter().enumerate() {
+            sum += gain(block.column(c), &self.levels[depth].second);
+            if depth + 1 < GROUP_COLUMNS {
+                self.choose_column(block, depth, c);
+            }
+        }
+        sum
+    }
+
+    /// Fills the level below `depth` with the two largest scores after column `c` joined.
+    fn choose_column(&mut self, block: &Block, depth: usize, c: usize) {
+        let (upper, lower) = self.levels.split_at_mut(depth + 1);
+        let (from, to) = (&upper[depth], &mut lower[0]);
+        let largest = to.first.iter_mut().zip(&mut to.second).zip(from.first.iter().zip(&from.second));
+        for (((first, second), (&a, &b)), &x) in largest.zip(block.column(c)) {
+            *first = if a > x { a } else { x };
+            let smaller = if a > x { x } else { a };
+            *second = if b > smaller { b } else { smaller };
+        }
+    }
+
+    /// Tries all completions of the columns chosen above `depth`, whose sum is `sum`, by the columns listed in its level.
+    fn descend(&mut self, block: &Block, depth: usize, sum: f64) {
+        let left = GROUP_COLUMNS - depth;
+        let mut gains = std::mem::take(&mut self.levels[depth].gains);
+        // With one column chosen the second largest of each row is still 0, and all gains are what they were before.
+        if depth != 1 {
+            for (value, column) in &mut gains {
+                *value = gain(block.column(*column), &self.levels[depth].second);
+            }
+        }
+        if left == 1 {
+            let best = gains.iter().copied().reduce(|best, next| if next.0 > best.0 { next } else { best });
+            if let Some((gain, column)) = best.filter(|&(gain, _)| sum + gain > self.best_sum * SLACK) {
+                self.chosen[depth] = column;
+                self.best_sum = sum + gain;
+                self.best = self.chosen;
+            }
+        } else {
+            self.branch(block, depth, sum, &mut gains);
+        }
+        self.levels[depth].gains = gains;
+    }
+
+    /// Chooses one column after the other at `depth`, best first, while the bound leaves hope.
+    fn branch(&mut self, block: &Block, depth: usize, sum: f64, gains: &mut [(f64, usize)]) {
+        let left = GROUP_COLUMNS - depth;
+        gains.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        for i in 0..=gains.len() - left {
             // Sets with an earlier column were tried; of the rest none gains more than the next `left` gains together.
-            let bound: f64 = gains[i..].iter().take(left).map(|&(gain, _)| gain).sum();
-            if gains.len() - i < left || sum + bound <= self.best_sum * (1.0 + 1e-7) {
+            let bound: f64 = gains[i..i + left].iter().map(|&(gain, _)| gain).sum();
+            if sum + bound <= self.best_sum * SLACK {
                 return;
             }
             let (gain, column) = gains[i];
-            chosen.push(column);
-            if left == 1 {
-                self.best_sum = sum + gain;
-                self.best.copy_from_slice(chosen);
-            } else {
-                self.descend(&top.with(self.block.column(column)), sum + gain, chosen, &order[i + 1..]);
-            }
-            chosen.pop();
+            self.chosen[depth] = column;
+            self.choose_column(block, depth, column);
+            let below = &mut self.levels[depth + 1].gains;
+            below.clear();
+            below.extend_from_slice(&gains[i + 1..]);
+            self.descend(block, depth + 1, sum + gain);
         }
     }
+}
+
+/// How much `f` grows by a column, where `second` holds the second largest scores. Eight sums, so that the compiler can
+/// use vectors.
+#[inline(always)]
+fn gain(column: &[f32], second: &[f32]) -> f64 {
+    let more = |x: f32, b: f32| if x > b { x - b } else { 0.0 };
+    let (columns, tail) = column.as_chunks::<8>();
+    let (seconds, second_tail) = second.as_chunks::<8>();
+    let mut sums = [0.0_f32; 8];
+    for (scores, seconds) in columns.iter().zip(seconds) {
+        for lane in 0..8 {
+            sums[lane] += more(scores[lane], seconds[lane]);
+        }
+    }
+    let tail: f32 = tail.iter().zip(second_tail).map(|(&x, &b)| more(x, b)).sum();
+    f64::from(sums.iter().sum::<f32>() + tail)
 }

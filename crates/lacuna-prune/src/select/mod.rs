@@ -7,7 +7,6 @@ mod exact;
 mod paper;
 
 use lacuna_core::{GROUP_COLUMNS, Grid, Mask, Pair, Pattern, Result, Scores};
-use rayon::prelude::*;
 
 /// How the 4 columns of a block are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,48 +30,60 @@ impl Selection {
     pub fn select(self, scores: &Scores, pattern: Pattern) -> Result<Mask> {
         let (rows, cols) = (scores.matrix().rows(), scores.matrix().cols());
         let grid = pattern.grid(rows, cols)?;
-        let groups = grid.groups();
-        let choose = match self {
-            Self::Paper => paper::choose,
-            Self::Exact => exact::choose,
-        };
-        let choose_group = |i: usize| {
-            let (start, block) = (grid.group_range(i % groups).start as u32, Block::new(scores, &grid, i));
-            choose(&block).map(|c| start + c as u32)
-        };
-        let columns: Vec<[u32; GROUP_COLUMNS]> =
-            (0..grid.row_blocks() * groups).into_par_iter().map(choose_group).collect();
-        let pair = |i: usize| {
-            let (row, group) = (i / groups, i % groups);
-            let of = |c: u32| scores.matrix().row(row).get(c as usize).copied().unwrap_or(-1.0);
-            Pair::top_two(columns[row / pattern.v() * groups + group].map(of))
-        };
-        let pairs = (0..rows * groups).into_par_iter().map(pair).collect();
+        let (columns, pairs) = pulp::Arch::new().dispatch(|| self.choose(scores, &grid));
         Mask::new(grid, columns, pairs)
+    }
+
+    /// Columns of all blocks and pairs of all rows. Compiled for each instruction set that `pulp` dispatches to, with all
+    /// that is inlined here.
+    #[inline(always)]
+    fn choose(self, scores: &Scores, grid: &Grid) -> (Vec<[u32; GROUP_COLUMNS]>, Vec<Pair>) {
+        let groups = grid.groups();
+        let mut block = Block::default();
+        let mut search = exact::Search::default();
+        let mut columns = Vec::with_capacity(grid.row_blocks() * groups);
+        let mut pairs = vec![Pair::FIRST; grid.rows() * groups];
+        for i in 0..grid.row_blocks() * groups {
+            block.load(scores, grid, i);
+            let chosen = match self {
+                Self::Paper => paper::choose(&block),
+                Self::Exact => search.choose(&block),
+            };
+            let start = grid.group_range(i % groups).start as u32;
+            columns.push(chosen.map(|c| start + c as u32));
+            let [a, b, c, d] = chosen.map(|c| block.column(c));
+            let first = grid.block_rows(i / groups).start * groups + i % groups;
+            for (r, pair) in pairs[first..].iter_mut().step_by(groups).take(block.height).enumerate() {
+                *pair = Pair::top_two([a[r], b[r], c[r], d[r]]);
+            }
+        }
+        (columns, pairs)
     }
 }
 
 /// Scores of one `V × M` block, column by column, so that the methods run down contiguous columns.
+#[derive(Default)]
 struct Block {
     /// rows of the block
     height: usize,
-    /// `[columns, height]`; columns of padding score 0
+    /// `[columns, height]`; columns of padding score -1, less than any real one
     scores: Vec<f32>,
 }
 
 impl Block {
-    /// Block `i`, counted along the groups of a row block.
-    fn new(scores: &Scores, grid: &Grid, i: usize) -> Self {
+    /// Takes block `i`, counted along the groups of a row block.
+    #[inline(always)]
+    fn load(&mut self, scores: &Scores, grid: &Grid, i: usize) {
         let (rows, cols) = (grid.block_rows(i / grid.groups()), grid.group_range(i % grid.groups()));
-        let height = rows.len();
-        let mut block = Self { height, scores: vec![0.0; height * cols.len()] };
+        self.height = rows.len();
+        self.scores.clear();
+        self.scores.resize(self.height * cols.len(), -1.0);
         for (r, row) in rows.enumerate() {
             let source = &scores.matrix().row(row)[cols.start..cols.end.min(grid.cols())];
-            for (c, &score) in source.iter().enumerate() {
-                block.scores[c * height + r] = score;
+            for (column, &score) in self.scores.chunks_exact_mut(self.height).zip(source) {
+                column[r] = score;
             }
         }
-        block
     }
 
     fn columns(&self) -> usize {

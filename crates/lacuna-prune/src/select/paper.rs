@@ -1,5 +1,5 @@
 //! The paper's selection (arXiv 2410.16135, section 3): of each block drop the column with the least L1 norm of scores
-//! until 4 are left. Norms do not change while columns go, so this keeps the 4 largest.
+//! until 4 are left. Norms do not change while columns go, so this keeps the 4 largest; of equal ones the first.
 
 use lacuna_core::GROUP_COLUMNS;
 
@@ -7,10 +7,19 @@ use super::Block;
 
 /// Columns of the block, ascending.
 pub(super) fn choose(block: &Block) -> [usize; GROUP_COLUMNS] {
-    let norms: Vec<f64> = (0..block.columns()).map(|c| block.column(c).iter().map(|&s| f64::from(s)).sum()).collect();
-    let mut order: Vec<usize> = (0..block.columns()).collect();
-    order.sort_by(|&a, &b| norms[b].total_cmp(&norms[a]));
-    let mut kept = [order[0], order[1], order[2], order[3]];
-    kept.sort_unstable();
+    let mut kept = [0, 1, 2, 3];
+    let norm = |c: usize| block.column(c).iter().map(|&s| f64::from(s)).sum::<f64>();
+    let mut norms = kept.map(norm);
+    for c in GROUP_COLUMNS..block.columns() {
+        // The least of those kept, of equal ones the last, makes room for a larger one; order stays ascending.
+        let least = (0..GROUP_COLUMNS).rev().reduce(|a, b| if norms[b] < norms[a] { b } else { a }).unwrap_or(0);
+        let own = norm(c);
+        if own > norms[least] {
+            kept[least..].rotate_left(1);
+            norms[least..].rotate_left(1);
+            kept[GROUP_COLUMNS - 1] = c;
+            norms[GROUP_COLUMNS - 1] = own;
+        }
+    }
     kept
 }

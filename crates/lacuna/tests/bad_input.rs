@@ -1,0 +1,587 @@
+//! Every input that `lacuna` must refuse: the exit code, one line that names the culprit and the way out, no output.
+
+mod common;
+
+use common::{INDEX, PRUNE, Q, Run, Tensor, Tiny, WEIGHTS};
+use safetensors::tensor::Dtype;
+use serde_json::{Value, json};
+
+const WANDA: &str = "prune model out --pattern 16:2:8 --criterion wanda --calibration";
+/// Asked wrongly.
+const USAGE: i32 = 2;
+/// Everything else.
+const FAILED: i32 = 1;
+
+/// The run must have failed with `code` and one line on stderr that holds all of `words`, and must have left no output.
+fn refused(tiny: &Tiny, run: &Run, code: i32, words: &[&str]) {
+    let Run { stdout, stderr, .. } = run;
+    assert_eq!(run.code, Some(code), "exit code; stderr: {stderr}");
+    assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1, "not one line: {stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "'{word}' is not in: {stderr}");
+    }
+    assert_eq!(stdout, "", "stdout");
+    assert!(!tiny.path("out").exists(), "left output behind; stderr: {stderr}");
+}
+
+fn refuses(tiny: &Tiny, command: &str, code: i32, words: &[&str]) {
+    refused(tiny, &tiny.lacuna(command), code, words);
+}
+
+// Safetensors files that lie.
+
+#[test]
+fn truncated_weights() {
+    for length in [0, 7, 8, 200, 50_000] {
+        let tiny = Tiny::new();
+        tiny.edit_bytes(WEIGHTS, |bytes| bytes.truncate(length));
+        refuses(&tiny, PRUNE, FAILED, &["model.safetensors: ", "download"]);
+    }
+}
+
+#[test]
+fn bytes_after_the_last_tensor() {
+    let tiny = Tiny::new();
+    tiny.edit_bytes(WEIGHTS, |bytes| bytes.push(0));
+    refuses(&tiny, PRUNE, FAILED, &["model.safetensors: ", "download"]);
+}
+
+#[test]
+fn header_length_too_long() {
+    for length in [1_000_000, 99_999_999, 100_000_001, u64::MAX / 2, u64::MAX - 7, u64::MAX] {
+        let tiny = Tiny::new();
+        tiny.edit_bytes(WEIGHTS, |bytes| bytes[..8].copy_from_slice(&length.to_le_bytes()));
+        refuses(&tiny, PRUNE, FAILED, &["model.safetensors: ", &length.to_string(), "download"]);
+    }
+}
+
+#[test]
+fn header_not_utf8() {
+    let tiny = Tiny::new();
+    tiny.edit_bytes(WEIGHTS, |bytes| bytes[10] = 0xff);
+    refuses(&tiny, PRUNE, FAILED, &["model.safetensors: ", "UTF-8", "download"]);
+}
+
+#[test]
+fn header_not_json() {
+    let tiny = Tiny::new();
+    tiny.edit_bytes(WEIGHTS, |bytes| bytes[8] = b'[');
+    refuses(&tiny, PRUNE, FAILED, &["model.safetensors: ", "header", "download"]);
+}
+
+/// Refused with `word` after an edit of what the header says about one weight.
+fn lying_header(word: &str, lie: impl Fn(&mut Value)) {
+    let tiny = Tiny::new();
+    tiny.edit_header(WEIGHTS, |header| lie(&mut header[Q]));
+    refuses(&tiny, PRUNE, FAILED, &["model.safetensors: ", "header", word, "download"]);
+}
+
+#[test]
+fn header_with_an_unknown_dtype() {
+    lying_header("F33", |q| q["dtype"] = json!("F33"));
+}
+
+#[test]
+fn header_with_a_shape_that_does_not_match_the_offsets() {
+    lying_header("shape", |q| q["shape"] = json!([64, 65]));
+    lying_header("shape", |q| q["shape"] = json!([]));
+    lying_header("shape", |q| q["dtype"] = json!("F16"));
+}
+
+#[test]
+fn header_with_numbers_that_are_no_sizes() {
+    lying_header("invalid", |q| q["shape"] = json!([-64, 64]));
+    lying_header("invalid", |q| q["shape"] = json!([64.5, 64]));
+    lying_header("invalid", |q| q["data_offsets"][0] = json!("0"));
+}
+
+#[test]
+fn header_with_overflow_in_the_shape() {
+    lying_header("overflow", |q| q["shape"] = json!([1_u64 << 40, 1_u64 << 40]));
+    lying_header("overflow", |q| q["shape"] = json!([1_u64 << 62, 1]));
+}
+
+#[test]
+fn header_with_offsets_that_overlap_or_leave_a_gap() {
+    lying_header(Q, |q| q["data_offsets"][0] = json!(q["data_offsets"][0].as_u64().unwrap() - 4));
+    lying_header(Q, |q| q["data_offsets"][0] = json!(q["data_offsets"][0].as_u64().unwrap() + 4));
+    lying_header(Q, |q| q["data_offsets"] = json!([q["data_offsets"][1], q["data_offsets"][0]]));
+}
+
+#[test]
+fn header_with_two_tensors_in_one_place() {
+    let tiny = Tiny::new();
+    tiny.edit_header(WEIGHTS, |header| {
+        header[Q]["data_offsets"] = header["model.layers.0.self_attn.o_proj.weight"]["data_offsets"].clone();
+    });
+    refuses(&tiny, PRUNE, FAILED, &["model.safetensors: ", "header", "download"]);
+}
+
+#[test]
+fn header_with_offsets_beyond_the_file() {
+    let tiny = Tiny::new();
+    tiny.edit_header(WEIGHTS, |header| {
+        let end = |info: &Value| info["data_offsets"][1].as_u64().unwrap_or(0);
+        let last = header.as_object_mut().unwrap().values_mut().max_by_key(|info| end(info)).unwrap();
+        last["data_offsets"][1] = json!(end(last) + 64 * 4);
+        let rows = last["shape"][0].as_u64().unwrap();
+        last["shape"] = if last["shape"].get(1).is_some() { json!([rows + 1, 64]) } else { json!([rows + 64]) };
+    });
+    refuses(&tiny, PRUNE, FAILED, &["model.safetensors: ", "truncated", "download"]);
+}
+
+#[test]
+fn header_with_a_missing_field() {
+    for field in ["dtype", "shape", "data_offsets"] {
+        lying_header(field, |q| drop(q.as_object_mut().unwrap().remove(field)));
+    }
+}
+
+// Shards and their index.
+
+const SECOND: &str = "model/model-00002-of-00002.safetensors";
+
+#[test]
+fn missing_shard() {
+    let tiny = Tiny::with(Dtype::F32, 2);
+    std::fs::remove_file(tiny.path(SECOND)).unwrap();
+    refuses(&tiny, PRUNE, FAILED, &["model-00002-of-00002.safetensors: ", "download"]);
+}
+
+#[test]
+fn index_naming_a_tensor_that_is_not_in_the_shard() {
+    let lies: [fn(&mut Value); 2] = [
+        |map| map["model.layers.9.mlp.up_proj.weight"] = json!("model-00002-of-00002.safetensors"),
+        |map| map["lm_head.weight"] = json!("model-00002-of-00002.safetensors"),
+    ];
+    for lie in lies {
+        let tiny = Tiny::with(Dtype::F32, 2);
+        tiny.edit_json(INDEX, |index| lie(&mut index["weight_map"]));
+        refuses(&tiny, PRUNE, FAILED, &["model-00002-of-00002.safetensors: tensor ", "index", "download"]);
+    }
+}
+
+#[test]
+fn index_that_is_none() {
+    let indices = [json!({}), json!([]), json!({ "weight_map": { Q: "../model.safetensors" } })];
+    for index in indices {
+        let tiny = Tiny::with(Dtype::F32, 2);
+        tiny.write_json(INDEX, &index);
+        refuses(&tiny, PRUNE, FAILED, &["model.safetensors.index.json: ", "download"]);
+    }
+}
+
+#[test]
+fn tensor_in_two_shards() {
+    let tiny = Tiny::with(Dtype::F32, 2);
+    tiny.edit_tensors(SECOND, |tensors| drop(tensors.insert("lm_head.weight".to_owned(), zeros(&[60, 64]))));
+    refuses(&tiny, PRUNE, FAILED, &["model-00002-of-00002.safetensors: tensor lm_head.weight", "keep one"]);
+}
+
+#[test]
+fn directory_without_weights_or_config() {
+    for (file, word) in [("model.safetensors", "convert"), ("config.json", "config.json: ")] {
+        let tiny = Tiny::new();
+        std::fs::remove_file(tiny.path("model").join(file)).unwrap();
+        refuses(&tiny, PRUNE, FAILED, &["model", word]);
+    }
+}
+
+#[test]
+fn no_such_checkpoint() {
+    for command in ["inspect", "verify", "run nowhere", "bench", "eval --data held.jsonl", "export nowhere"] {
+        let (command, rest) = command.split_once(' ').unwrap_or((command, ""));
+        refuses(&Tiny::new(), &format!("{command} nowhere {rest}"), FAILED, &["nowhere: no such checkpoint"]);
+    }
+}
+
+// Tensors that cannot be used.
+
+fn zeros(shape: &[usize]) -> Tensor {
+    Tensor::of_f32(shape, Dtype::F32, &vec![0.0; shape.iter().product()])
+}
+
+#[test]
+fn wrong_dtype() {
+    let tiny = Tiny::new();
+    let integers = Tensor { dtype: Dtype::I64, shape: vec![64, 64], data: vec![0; 64 * 64 * 8] };
+    tiny.edit_tensors(WEIGHTS, |tensors| drop(tensors.insert(Q.to_owned(), integers)));
+    for command in [PRUNE, "inspect model", "eval model --data held.jsonl"] {
+        refuses(&tiny, command, FAILED, &[Q, "I64", "convert"]);
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite() {
+    let text = format!("{WANDA} text.txt");
+    let prune = [PRUNE, &text, "inspect model", "eval model --data held.jsonl"];
+    // The embedding is not pruned, but the calibration runs on it; w1 of any sentence is not sure to be in the text.
+    let cases = [(Q, &prune[..]), ("model.norm.weight", &prune[3..]), ("model.embed_tokens.weight", &prune[3..])];
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for (name, commands) in cases {
+            let tiny = Tiny::new();
+            tiny.edit_tensors(WEIGHTS, |tensors| tensors.get_mut(name).unwrap().set_f32(63, value));
+            for command in commands {
+                refuses(&tiny, command, FAILED, &[&format!("tensor {name}: element 63 is "), "damaged"]);
+            }
+        }
+    }
+}
+
+#[test]
+fn embedding_of_the_calibration_that_is_not_finite() {
+    let tiny = Tiny::new();
+    tiny.edit_tensors(WEIGHTS, |tensors| {
+        let embedding = tensors.get_mut("model.embed_tokens.weight").unwrap();
+        (0..60).for_each(|row| embedding.set_f32(row * 64 + 5, f32::NAN));
+    });
+    refuses(&tiny, &format!("{WANDA} text.txt"), FAILED, &["tensor model.embed_tokens.weight: ", "damaged"]);
+}
+
+#[test]
+fn missing_tensor() {
+    let tiny = Tiny::new();
+    tiny.edit_tensors(WEIGHTS, |tensors| drop(tensors.remove(Q)));
+    refuses(&tiny, PRUNE, FAILED, &[&format!("tensor {Q}: missing from model"), "config.json", "download"]);
+}
+
+#[test]
+fn weights_that_f16_cannot_hold() {
+    let tiny = Tiny::new();
+    tiny.edit_tensors(WEIGHTS, |tensors| tensors.get_mut(Q).unwrap().set_f32(70, 65_536.0));
+    refuses(&tiny, &format!("{PRUNE} --values f16"), FAILED, &["self_attn.q_proj", "65536", "row 1", "bf16 or f32"]);
+}
+
+// config.json.
+
+fn config(key: &str, value: Value, words: &[&str]) {
+    let tiny = Tiny::new();
+    tiny.edit_config(|config| config[key] = value);
+    refuses(&tiny, PRUNE, FAILED, words);
+}
+
+#[test]
+fn config_that_the_shapes_contradict() {
+    config("intermediate_size", json!(97), &["mlp.gate_proj.weight: shape [96, 64] ", "[97, 64]", "config.json"]);
+    config("num_key_value_heads", json!(4), &["k_proj.weight: shape [32, 64] ", "[64, 64]", "config.json"]);
+    config("num_hidden_layers", json!(3), &["tensor model.layers.2.self_attn.q_proj.weight: missing", "config.json"]);
+}
+
+#[test]
+fn config_values_of_the_wrong_type_or_size() {
+    for key in ["hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"] {
+        for value in [json!("64"), json!(0), json!(-1), json!(1.5), json!(1_u64 << 40), json!([64]), json!({})] {
+            config(key, value, &["model/config.json: ", key, "must be a whole number"]);
+        }
+        config(key, Value::Null, &["model/config.json: ", key, "missing"]);
+    }
+    config("max_position_embeddings", json!(0), &["model/config.json: ", "max_position_embeddings", "must be"]);
+    config("num_key_value_heads", json!(3), &["model/config.json: ", "num_key_value_heads 3", "multiple"]);
+    config("rms_norm_eps", json!("small"), &["model/config.json: ", "rms_norm_eps", "must be a number"]);
+    config("rope_theta", json!(-1), &["model/config.json: ", "rope_theta", "must be a positive number"]);
+    config("tie_word_embeddings", json!("yes"), &["model/config.json: ", "tie_word_embeddings", "must be true or"]);
+    config("bos_token_id", json!(-1), &["model/config.json: ", "bos_token_id", "must be a token id"]);
+}
+
+#[test]
+fn config_that_is_no_json() {
+    for text in ["", "{", "[1,", "\u{0}"] {
+        let tiny = Tiny::new();
+        tiny.write("model/config.json", text.as_bytes());
+        refuses(&tiny, PRUNE, FAILED, &["model/config.json: ", "invalid JSON"]);
+    }
+    let tiny = Tiny::new();
+    tiny.write("model/config.json", b"\xff");
+    refuses(&tiny, PRUNE, FAILED, &["model/config.json: ", "UTF-8"]);
+}
+
+#[test]
+fn unknown_architecture() {
+    config("model_type", json!("gpt2"), &["model/config.json: ", "gpt2", "supported are llama"]);
+    config("model_type", Value::Null, &["model/config.json: ", "model_type", "supported are llama"]);
+    config("hidden_act", json!("gelu"), &["model/config.json: ", "gelu", "silu"]);
+}
+
+#[test]
+fn already_quantised() {
+    let key = "quantization_config";
+    config(key, json!({ "quant_method": "gptq" }), &["model/config.json: ", "gptq", "start from the unquantised"]);
+    config(key, json!({ "bits": 4 }), &["model/config.json: ", "quantised", "start from the unquantised"]);
+}
+
+#[test]
+fn newer_packed_format() {
+    let tiny = Tiny::pruned();
+    tiny.edit_json("sparse/config.json", |config| config["quantization_config"]["version"] = json!(2));
+    for command in ["verify sparse", "inspect sparse", "eval sparse --data held.jsonl", "export sparse out"] {
+        refuses(&tiny, command, FAILED, &["sparse/config.json: ", "version 2", "update"]);
+    }
+}
+
+#[test]
+fn block_of_a_pruned_checkpoint_that_lies() {
+    let layer = "model.layers.0.self_attn.q_proj";
+    let lies: [(fn(&mut Value), &str); 5] = [
+        (|block| block["version"] = json!("1"), "version"),
+        (|block| block["pattern"] = json!("16:2"), "pattern"),
+        (|block| block["layers"] = json!([]), "quantization_config"),
+        (|block| block["layers"]["model.layers.0.self_attn.q_proj"]["shape"] = json!([64, u64::MAX]), "q_proj"),
+        (|block| block["layers"]["model.layers.0.self_attn.q_proj"]["shape"] = json!([64, 4]), "q_proj"),
+    ];
+    for (lie, word) in lies {
+        let tiny = Tiny::pruned();
+        tiny.edit_json("sparse/config.json", |config| lie(&mut config["quantization_config"]));
+        for command in ["inspect sparse", "eval sparse --data held.jsonl", "export sparse out"] {
+            refuses(&tiny, command, FAILED, &[word]);
+        }
+    }
+    let tiny = Tiny::pruned();
+    tiny.edit_json("sparse/config.json", |config| drop(config["quantization_config"]["layers"][layer].take()));
+    refuses(&tiny, "verify sparse", FAILED, &["sparse/config.json: quantization_config"]);
+}
+
+// Texts.
+
+#[test]
+fn calibration_text_that_holds_none() {
+    for (name, text) in [("empty.txt", ""), ("blank.txt", " \n\n"), ("blank.jsonl", "{\"text\": \"\"}\n")] {
+        let tiny = Tiny::new();
+        tiny.write(name, text.as_bytes());
+        refuses(&tiny, &format!("{WANDA} {name}"), FAILED, &[&format!("{name}: "), "no text", "give a file"]);
+    }
+}
+
+#[test]
+fn calibration_text_that_is_not_utf8() {
+    let tiny = Tiny::new();
+    tiny.write("latin1.txt", b"ba be \xe9 bi");
+    refuses(&tiny, &format!("{WANDA} latin1.txt"), FAILED, &["latin1.txt: ", "byte 6", "convert"]);
+}
+
+#[test]
+fn calibration_lines_without_text() {
+    for line in ["{\"txt\": \"ba\"}", "{\"text\": 1}", "ba be", "[\"ba\"]"] {
+        let tiny = Tiny::new();
+        tiny.write("some.jsonl", format!("{{\"text\": \"ba\"}}\n{line}\n").as_bytes());
+        refuses(&tiny, &format!("{WANDA} some.jsonl"), FAILED, &["some.jsonl: line 2 ", "{\"text\": "]);
+    }
+}
+
+#[test]
+fn calibration_text_that_is_missing() {
+    refuses(&Tiny::new(), &format!("{WANDA} nowhere.txt"), FAILED, &["nowhere.txt: ", "No such file"]);
+}
+
+#[test]
+fn criterion_without_calibration() {
+    for criterion in ["wanda", "ria"] {
+        let command = format!("prune model out --pattern 16:2:8 --criterion {criterion}");
+        refuses(&Tiny::new(), &command, USAGE, &[criterion, "--calibration"]);
+    }
+}
+
+#[test]
+fn evaluation_on_an_empty_text() {
+    for (name, text) in [("empty.txt", ""), ("empty.jsonl", "\n"), ("blank.jsonl", "{\"text\": \" \"}")] {
+        let tiny = Tiny::new();
+        tiny.write(name, text.as_bytes());
+        refuses(&tiny, &format!("eval model --data {name}"), FAILED, &[&format!("{name}: "), "give a file"]);
+    }
+}
+
+// Tokenizers.
+
+#[test]
+fn missing_tokenizer() {
+    let tiny = Tiny::new();
+    std::fs::remove_file(tiny.path("model/tokenizer.json")).unwrap();
+    for command in [&format!("{WANDA} text.txt"), "eval model --data held.jsonl", "run model ba"] {
+        refuses(&tiny, command, FAILED, &["model/tokenizer.json: missing", "copy"]);
+    }
+    tiny.lacuna(PRUNE).ok();
+}
+
+#[test]
+fn tokenizer_with_more_tokens_than_embeddings() {
+    let tiny = Tiny::new();
+    tiny.edit_json("model/tokenizer.json", |json| json["model"]["vocab"]["more"] = json!(60));
+    for command in [&format!("{WANDA} text.txt"), "eval model --data held.jsonl", "run model ba"] {
+        refuses(&tiny, command, FAILED, &["model/tokenizer.json: does not match", "token 60", "60 embeddings", "copy"]);
+    }
+}
+
+#[test]
+fn tokenizer_that_is_none() {
+    let tiny = Tiny::new();
+    tiny.write("model/tokenizer.json", b"{\"model\": {}}");
+    refuses(&tiny, "run model ba", FAILED, &["model/tokenizer.json: not a usable tokenizer", "copy"]);
+}
+
+#[test]
+fn first_token_without_an_embedding() {
+    let tiny = Tiny::new();
+    tiny.edit_config(|config| config["bos_token_id"] = json!(60));
+    for command in [&format!("{WANDA} text.txt"), "eval model --data held.jsonl", "run model ba"] {
+        refuses(&tiny, command, FAILED, &["bos_token_id", "60", "config.json"]);
+    }
+}
+
+// Flags.
+
+#[test]
+fn pattern_syntax() {
+    for pattern in ["64", "64:8", "2:8", "a:2:8", "64:2:8:1", "64:2:", "-1:2:8", "64:4:8", "0:2:8", "64:2:3", "1:2:99999"]
+    {
+        for command in ["prune model out", "verify model"] {
+            refuses(&Tiny::new(), &format!("{command} --pattern={pattern}"), USAGE, &["--pattern", pattern, "M"]);
+        }
+    }
+}
+
+#[test]
+fn pattern_that_cannot_fit() {
+    let command = "prune model out --pattern 16:2:65 --criterion magnitude";
+    refuses(&Tiny::new(), command, USAGE, &["layer model.layers.0.self_attn.q_proj", "16:2:65", "smaller M or exclude"]);
+}
+
+#[test]
+fn module_pattern_that_matches_nothing() {
+    for flag in ["--include", "--exclude"] {
+        for pattern in ["*.qq_proj", "re:layers\\.7\\."] {
+            refuses(&Tiny::new(), &format!("{PRUNE} {flag} {pattern}"), USAGE, &[pattern, "lacuna inspect"]);
+        }
+    }
+    refuses(&Tiny::new(), &format!("{PRUNE} --exclude *"), USAGE, &["--include and --exclude leave no layer"]);
+}
+
+#[test]
+fn module_pattern_that_is_none() {
+    for pattern in ["re:(", "re:a{99999}", "a[", "{a"] {
+        refuses(&Tiny::new(), &format!("{PRUNE} --include {pattern}"), USAGE, &[pattern, "not a module pattern"]);
+    }
+}
+
+#[test]
+fn numbers_out_of_range() {
+    let wrong = [
+        ("prune model out --pattern 2:4 --ria-exponent nan --calibration text.txt", "--ria-exponent"),
+        ("prune model out --pattern 2:4 --calibration text.txt --calibration-length 65", "--calibration-length"),
+        ("prune model out --pattern 2:4 --calibration text.txt --calibration-length 1", "--calibration-length"),
+        ("prune model out --pattern 2:4 --calibration text.txt --calibration-samples 0", "--calibration-samples"),
+        ("prune model out --pattern 2:4 --threads 0", "--threads"),
+        ("eval model --data held.jsonl --context 65", "--context is 65; this model takes 2 to 64"),
+        ("eval model --data held.jsonl --context 1", "--context is 1"),
+        ("eval model --data text.txt --stride 65", "--stride is 65"),
+        ("eval model --data text.txt --stride 0", "--stride is 0"),
+        ("bench model --prompt-tokens 60 --decode-tokens 5", "--prompt-tokens"),
+        ("bench model --batch 0", "--batch"),
+        ("run model ba --temperature -1", "--temperature"),
+        ("run model ba --top-p 0", "--top-p"),
+        ("run model ba --top-k 0", "--top-k"),
+    ];
+    for (command, word) in wrong {
+        refuses(&Tiny::new(), command, USAGE, &[word]);
+    }
+}
+
+#[test]
+fn commands_that_lack_something_or_have_too_much() {
+    let wrong = [
+        ("prune model out --criterion magnitude", "--pattern"),
+        ("prune model --pattern 2:4", "OUTPUT"),
+        ("prune model out --pattern 2:4 --criterion best", "--criterion"),
+        ("prune model out --pattern 2:4 --fast", "--fast"),
+        ("eval model", "--data"),
+        ("shrink model", "shrink"),
+    ];
+    for (command, word) in wrong {
+        refuses(&Tiny::new(), command, USAGE, &[word, "--help"]);
+    }
+}
+
+#[test]
+fn prompts_that_the_model_cannot_take() {
+    let tiny = Tiny::new();
+    let long = ["ba"; 64].join(" ");
+    refused(&tiny, &tiny.lacuna_args(&["run", "model", &long]), USAGE, &["prompt", "65 tokens", "64"]);
+    tiny.write_json("model/tokenizer_config.json", &json!({ "add_bos_token": false }));
+    refused(&tiny, &tiny.lacuna_args(&["run", "model", ""]), USAGE, &["prompt is empty"]);
+}
+
+// Checkpoints of the wrong kind.
+
+#[test]
+fn pruning_what_is_pruned() {
+    let command = "prune sparse out --pattern 2:4 --criterion magnitude";
+    refuses(&Tiny::pruned(), command, FAILED, &["sparse: already pruned", "start from the dense"]);
+}
+
+#[test]
+fn verifying_and_exporting_what_is_dense() {
+    refuses(&Tiny::new(), "verify model", FAILED, &["model: not a pruned checkpoint", "prune it first"]);
+    refuses(&Tiny::new(), "export model out", FAILED, &["model: not a pruned checkpoint"]);
+    refuses(&Tiny::pruned(), "verify sparse --pattern 2:4", USAGE, &["sparse: ", "leave --pattern out"]);
+}
+
+#[test]
+fn exporting_a_layer_that_lost_its_values() {
+    let tiny = Tiny::pruned();
+    let shard = "sparse/model-00001-of-00003.safetensors";
+    tiny.edit_tensors(shard, |tensors| drop(tensors.remove("model.layers.0.self_attn.q_proj.values")));
+    tiny.write_index("sparse");
+    refuses(&tiny, "export sparse out", FAILED, &["q_proj.values: missing"]);
+}
+
+// Outputs.
+
+#[test]
+fn output_exists() {
+    let tiny = Tiny::pruned();
+    for command in ["prune model held.jsonl --pattern 2:4 --criterion magnitude", "export sparse held.jsonl"] {
+        let before = tiny.entries();
+        refuses(&tiny, command, USAGE, &["held.jsonl already exists", "another output", "--force"]);
+        assert_eq!(tiny.entries(), before);
+    }
+}
+
+#[test]
+fn output_is_the_input_or_inside_it_or_around_it() {
+    let tiny = Tiny::pruned();
+    let absolute = tiny.path("model/out");
+    let absolute = absolute.to_str().unwrap();
+    let before = (tiny.entries(), common::read_files(&tiny.path("model")));
+    for output in ["model --force", "./model/../model --force", "model/out", "./model/a/b", absolute, ". --force"] {
+        let command = format!("prune model {output} --pattern 2:4 --criterion magnitude");
+        refuses(&tiny, &command, USAGE, &["output ", "model", "must be different directories"]);
+    }
+    refuses(&tiny, "export sparse sparse/out", USAGE, &["must be different directories"]);
+    assert_eq!((tiny.entries(), common::read_files(&tiny.path("model"))), before);
+}
+
+#[cfg(unix)]
+#[test]
+fn output_is_the_input_by_another_name() {
+    let tiny = Tiny::new();
+    std::os::unix::fs::symlink(tiny.path("model"), tiny.path("alias")).unwrap();
+    let command = "prune model alias/out --pattern 2:4 --criterion magnitude";
+    refuses(&tiny, command, USAGE, &["must be different directories"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn disk_full() {
+    let tiny = Tiny::pruned();
+    for (command, blocks) in [(PRUNE, 2), (PRUNE, 20), ("export sparse out", 20)] {
+        let run = tiny.lacuna_on_a_full_disk(blocks, command);
+        refused(&tiny, &run, FAILED, &["out.lacuna-partial", "free some space", "again"]);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn output_that_cannot_be_written() {
+    for output in ["/proc/lacuna/out", "/sys/lacuna-out"] {
+        let command = format!("prune model {output} --pattern 2:4 --criterion magnitude");
+        refuses(&Tiny::new(), &command, FAILED, &[output.trim_end_matches("/out"), "choose another output"]);
+    }
+}

@@ -1,0 +1,51 @@
+//! Everything that must hold, in the order in which it fails fastest.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Leave out the round trip through Hugging Face transformers, which installs PyTorch (some GB) on its first run
+    #[arg(long)]
+    no_hf: bool,
+}
+
+/// The repository's root.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository").to_owned()
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    step("format", &mut cargo(&["fmt", "--all", "--check"]))?;
+    eprintln!("== tidy");
+    crate::tidy::run()?;
+    step("lints", &mut cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"]))?;
+    let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
+    step("docs", docs.env("RUSTDOCFLAGS", "--deny warnings"))?;
+    step("release build", &mut cargo(&["build", "--release", "--quiet"]))?;
+    if args.no_hf {
+        eprintln!("== round trip: SKIPPED (--no-hf)");
+    } else {
+        step("round trip", Command::new("bash").arg("scripts/round_trip.sh"))?;
+    }
+    step("tests", &mut cargo(&["test", "--workspace"]))
+}
+
+fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(args);
+    command
+}
+
+fn step(name: &str, command: &mut Command) -> Result<()> {
+    eprintln!("== {name}");
+    let started = std::time::Instant::now();
+    let status = command.current_dir(root()).status().with_context(|| format!("cannot start the step {name}"))?;
+    if !status.success() {
+        bail!("{name} failed");
+    }
+    eprintln!("== {name}: {:.0} s", started.elapsed().as_secs_f64());
+    Ok(())
+}
