@@ -18,7 +18,7 @@ mod scores;
 
 pub use error::{Error, Result};
 pub use mask::{BoolMask, Mask, Pair};
-pub use matrix::Matrix;
+pub use matrix::{Matrix, sum_of};
 pub use packed::{Dtype, Packed, Values};
 pub use pattern::{GROUP_COLUMNS, Grid, KEPT_PER_GROUP, Pattern};
 pub use permutation::Permutation;

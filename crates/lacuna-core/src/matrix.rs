@@ -61,3 +61,22 @@ impl Matrix {
         &mut self.data
     }
 }
+
+/// Values summed side by side: the compiler may not reorder a sum of floats by itself, so vectors need this.
+const LANES: usize = 8;
+
+/// `Σ f(x)`: in f32 within runs short enough for it not to matter, in f64 across them.
+#[inline]
+pub fn sum_of(values: &[f32], f: impl Fn(f32) -> f32) -> f64 {
+    let run = |run: &[f32]| {
+        let (vectors, tail) = run.as_chunks::<LANES>();
+        let mut sums = [0.0; LANES];
+        for vector in vectors {
+            for (sum, &x) in sums.iter_mut().zip(vector) {
+                *sum += f(x);
+            }
+        }
+        f64::from(sums.iter().sum::<f32>()) + f64::from(tail.iter().map(|&x| f(x)).sum::<f32>())
+    };
+    values.chunks(512).map(run).sum()
+}

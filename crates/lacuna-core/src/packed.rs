@@ -80,6 +80,16 @@ impl Values {
         self.len() == 0
     }
 
+    /// Some values from `start` on, widened (exact).
+    fn widen(&self, start: usize, out: &mut [f32]) {
+        let end = start + out.len();
+        match self {
+            Self::F32(v) => out.copy_from_slice(&v[start..end]),
+            Self::F16(v) => out.iter_mut().zip(&v[start..end]).for_each(|(o, x)| *o = x.to_f32()),
+            Self::Bf16(v) => out.iter_mut().zip(&v[start..end]).for_each(|(o, x)| *o = x.to_f32()),
+        }
+    }
+
     /// One value, widened (exact).
     pub fn get(&self, i: usize) -> f32 {
         match self {
@@ -203,11 +213,15 @@ impl Packed {
     fn unpack_rows(&self, place: impl Fn(usize) -> usize) -> Matrix {
         let grid = self.mask.grid();
         let mut out = Matrix::zeros(grid.rows(), grid.cols());
+        let mut values = vec![0.0; grid.kept_per_row()];
         for row in 0..grid.rows() {
+            self.values.widen(row * grid.kept_per_row(), &mut values);
             let target = out.row_mut(place(row));
-            for (i, col) in self.mask.kept(row).flatten().enumerate() {
-                if let Some(weight) = target.get_mut(col) {
-                    *weight = self.values.get(row * grid.kept_per_row() + i);
+            for (columns, values) in self.mask.kept(row).zip(values.as_chunks::<KEPT_PER_GROUP>().0) {
+                for (col, &value) in columns.into_iter().zip(values) {
+                    if let Some(weight) = target.get_mut(col) {
+                        *weight = value;
+                    }
                 }
             }
         }

@@ -20,8 +20,7 @@ impl Scores {
 
     /// Sum of all scores.
     pub fn sum(&self) -> f64 {
-        // f32 within a run short enough not to matter, f64 across runs.
-        self.0.data().chunks(256).map(|run| f64::from(run.iter().sum::<f32>())).sum()
+        crate::sum_of(self.0.data(), |s| s)
     }
 
     /// The scores as a matrix.

@@ -100,7 +100,8 @@ impl Checkpoint {
         }
         for (name, file) in expected {
             if tensors.get(name).is_none_or(|info| files[info.file].file_name() != Some(file.as_ref())) {
-                return Err(Error::file(&dir.join(file), format!("tensor {name} is missing, though {INDEX} names it")));
+                let problem = format!("tensor {name} is missing, though {INDEX} names it; download it again");
+                return Err(Error::file(&dir.join(file), problem));
             }
         }
         Ok(Self { dir: dir.to_owned(), config, sparsity, files, tensors })
@@ -153,7 +154,8 @@ impl Checkpoint {
 
     /// Type, shape and place of a tensor.
     pub fn info(&self, name: &str) -> Result<&TensorInfo> {
-        let missing = || Error::tensor(name, format!("missing from {}", self.dir.display()));
+        let ways = "download the checkpoint again, or correct config.json if it asks for too much";
+        let missing = || Error::tensor(name, format!("missing from {}; {ways}", self.dir.display()));
         self.tensors.get(name).ok_or_else(missing)
     }
 
@@ -188,8 +190,7 @@ impl Checkpoint {
             if fine { None } else { first() }
         });
         if let Some((i, value)) = bad.min_by_key(|&(i, _)| i) {
-            let problem = format!("element {i} is {value}; the checkpoint is damaged or overflowed");
-            return Err(Error::tensor(name, problem));
+            return Err(not_finite(name, i, value));
         }
         Ok(values)
     }
@@ -210,6 +211,9 @@ impl Checkpoint {
             let row = raw.bytes().get(id as usize * stride..(id as usize + 1) * stride);
             let row = row.ok_or_else(|| Error::tensor(name, format!("has no row {id}; the tokenizer does not match")))?;
             widen(dtype, row, values);
+            if let Some(i) = values.iter().position(|x| !x.is_finite()) {
+                return Err(not_finite(name, id as usize * cols + i, values[i]));
+            }
         }
         Matrix::new(ids.len(), cols, data).map_err(|e| Error::tensor(name, e.to_string()))
     }
@@ -273,6 +277,10 @@ fn widen(dtype: Dtype, bytes: &[u8], values: &mut [f32]) {
     }
 }
 
+fn not_finite(name: &str, element: usize, value: f32) -> Error {
+    Error::tensor(name, format!("element {element} is {value}; the checkpoint is damaged or overflowed"))
+}
+
 /// Reads a JSON file.
 pub(crate) fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
@@ -292,12 +300,13 @@ fn weight_files(dir: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, String>)> 
     }
     let index = read_json(&index_path)?;
     let map = index.get("weight_map").and_then(Value::as_object);
-    let map = map.ok_or_else(|| Error::file(&index_path, "has no weight_map"))?;
+    let map = map.ok_or_else(|| Error::file(&index_path, "has no weight_map; download it again"))?;
     let mut expected = BTreeMap::new();
     let mut names = std::collections::BTreeSet::new();
     for (tensor, file) in map {
         let file = file.as_str().filter(|f| Path::new(f).file_name() == Some(f.as_ref()));
-        let file = file.ok_or_else(|| Error::file(&index_path, format!("tensor {tensor}: its file is no plain name")))?;
+        let problem = || format!("the file of tensor {tensor} is no plain name; download the index again");
+        let file = file.ok_or_else(|| Error::file(&index_path, problem()))?;
         expected.insert(tensor.clone(), file.to_owned());
         names.insert(file.to_owned());
     }

@@ -1,17 +1,18 @@
 //! What can be wrong with files: one line each, naming the file or the tensor and the way out.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Why a checkpoint could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}{}", path.display(), advice(cause))]
     Io {
         /// file or folder
         path: PathBuf,
-        /// its answer
-        source: std::io::Error,
+        /// its answer; part of the message, hence not a `source` that a report would print once more
+        cause: std::io::Error,
     },
     /// A file's content cannot be used.
     #[error("{}: {problem}", path.display())]
@@ -30,12 +31,12 @@ pub enum Error {
         problem: String,
     },
     /// A packed layer breaks its pattern or its lengths.
-    #[error("packed layer {layer}: {source}")]
+    #[error("packed layer {layer}: {cause}; prune again")]
     Packed {
         /// module name of the layer
         layer: String,
         /// what is wrong
-        source: lacuna_core::Error,
+        cause: lacuna_core::Error,
     },
 }
 
@@ -46,7 +47,7 @@ impl Error {
     /// For `map_err` after a call of the file system.
     pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io { path, source }
+        move |cause| Self::Io { path, cause }
     }
 
     /// A file's content cannot be used.
@@ -57,5 +58,17 @@ impl Error {
     /// A tensor cannot be used.
     pub fn tensor(name: &str, problem: impl Into<String>) -> Self {
         Self::Tensor { name: name.to_owned(), problem: problem.into() }
+    }
+}
+
+/// The way out, where the system's answer does not show it.
+fn advice(cause: &std::io::Error) -> &'static str {
+    match cause.kind() {
+        ErrorKind::StorageFull | ErrorKind::FileTooLarge | ErrorKind::QuotaExceeded => {
+            "; free some space and give the same command again"
+        }
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "; check the permissions or choose another place",
+        ErrorKind::NotFound => "; check the path",
+        _ => "",
     }
 }

@@ -49,7 +49,7 @@ fn shapes(grid: &Grid) -> [Vec<usize>; 4] {
 /// Checks and decodes a layer of `[rows, cols]` under `pattern`. Every length, column id, order and position code is
 /// checked; the error names the tensor.
 pub fn read_packed(layer: &str, pattern: Pattern, [rows, cols]: [usize; 2], raw: &PackedTensors) -> Result<Packed> {
-    let wrong = |source| Error::Packed { layer: layer.to_owned(), source };
+    let wrong = |cause| Error::Packed { layer: layer.to_owned(), cause };
     let grid = pattern.grid(rows, cols).map_err(wrong)?;
     let [values_shape, columns_shape, positions_shape, order_shape] = shapes(&grid);
     let expect = |part: &str, (dtype, shape, bytes): Raw, dtypes: &[TensorDtype], want: &[usize]| {

@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype as TensorDtype;
@@ -91,6 +91,16 @@ impl Staging {
             return Err(Error::file(target, "already exists; choose another output or pass --force to replace it"));
         }
         let (dir, journal_path) = (partial_dir(target), suffixed(target, ".lacuna-partial.json"));
+        // The lock comes first: what another run is writing must not even be looked at.
+        let lock_path = suffixed(target, ".lacuna-partial.lock");
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent).map_err(Error::io(parent))?;
+        }
+        let lock = File::create(&lock_path).map_err(Error::io(&lock_path))?;
+        lock.try_lock().map_err(|e| match e {
+            TryLockError::WouldBlock => Error::file(target, "another lacuna is writing this output; wait for it"),
+            TryLockError::Error(cause) => Error::Io { path: lock_path, cause },
+        })?;
         let mut journal = json!({ "fingerprint": fingerprint, "shards": {} });
         if dir.exists() {
             // A journal that cannot be read belongs to a run that finished nothing.
@@ -105,9 +115,6 @@ impl Staging {
             }
         }
         fs::create_dir_all(&dir).map_err(Error::io(&dir))?;
-        let lock_path = suffixed(target, ".lacuna-partial.lock");
-        let lock = File::create(&lock_path).map_err(Error::io(&lock_path))?;
-        lock.try_lock().map_err(|_| Error::file(target, "another lacuna is writing this output; wait for it"))?;
         let staging = Self { target: target.to_owned(), dir, journal_path, journal, replace: force, _lock: lock };
         staging.write_journal()?;
         Ok(staging)
@@ -130,7 +137,7 @@ impl Staging {
         let path = self.dir.join(shard);
         let temporary = suffixed(&path, ".tmp");
         safetensors::serialize_to_file(views, Some(format), &temporary).map_err(|e| match e {
-            safetensors::SafeTensorError::IoError(source) => Error::Io { path: path.clone(), source },
+            safetensors::SafeTensorError::IoError(cause) => Error::Io { path: path.clone(), cause },
             other => Error::file(&path, other.to_string()),
         })?;
         publish(&temporary, &path)?;
@@ -154,14 +161,13 @@ impl Staging {
     /// Gives the directory its final name.
     pub fn finish(self) -> Result<()> {
         let old = suffixed(&self.target, ".lacuna-replaced");
-        let replacing = self.replace && self.target.exists();
-        if replacing {
+        if self.replace && self.target.exists() {
+            // A run that was killed between the two renames left its old one.
+            remove(&old)?;
             fs::rename(&self.target, &old).map_err(Error::io(&self.target))?;
         }
         fs::rename(&self.dir, &self.target).map_err(Error::io(&self.target))?;
-        if replacing {
-            if old.is_dir() { fs::remove_dir_all(&old) } else { fs::remove_file(&old) }.map_err(Error::io(&old))?;
-        }
+        remove(&old)?;
         for leftover in [&self.journal_path, &suffixed(&self.target, ".lacuna-partial.lock")] {
             fs::remove_file(leftover).map_err(Error::io(leftover))?;
         }
@@ -177,6 +183,15 @@ fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
+}
+
+/// Removes a file or a directory, if it is there.
+fn remove(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path).map_err(Error::io(path)),
+        Ok(_) => fs::remove_file(path).map_err(Error::io(path)),
+        Err(_) => Ok(()),
+    }
 }
 
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {

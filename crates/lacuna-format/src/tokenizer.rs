@@ -22,21 +22,29 @@ impl Tokenizer {
         if !path.exists() {
             return Err(Error::file(&path, "missing; copy the tokenizer of the original checkpoint here"));
         }
-        let fail = |e: tokenizers::Error| Error::file(&path, format!("not a usable tokenizer: {e}"));
-        let inner = tokenizers::Tokenizer::from_file(&path).map_err(fail)?;
+        let ways = "copy the tokenizer of the original checkpoint here";
+        let fail = |e: tokenizers::Error| Error::file(&path, format!("not a usable tokenizer: {e}; {ways}"));
+        let mut inner = tokenizers::Tokenizer::from_file(&path).map_err(fail)?;
+        // Limits that a training run left in the file must not cut or fill up the texts of an evaluation.
+        inner.with_truncation(None).map_err(fail)?;
+        inner.with_padding(None);
         let highest = inner.get_vocab(true).into_values().max().unwrap_or(0);
         if highest as usize >= vocab_size {
-            let problem = format!("does not match: it has token {highest}, the checkpoint has {vocab_size} embeddings");
-            return Err(Error::file(&path, problem));
+            let found = format!("it has token {highest}, the checkpoint has {vocab_size} embeddings");
+            return Err(Error::file(&path, format!("does not match: {found}; {ways}")));
         }
         let settings = dir.join("tokenizer_config.json");
         let settings = if settings.exists() { read_json(&settings)? } else { serde_json::Value::Null };
         let template = inner.encode("", true).map_err(fail)?.get_ids().to_vec();
-        let prefix = match (settings["add_bos_token"].as_bool(), bos_token_id) {
+        let prefix: Vec<u32> = match (settings["add_bos_token"].as_bool(), bos_token_id) {
             (Some(true), Some(bos)) => vec![bos],
             (Some(false), _) => vec![],
             _ => template.first().copied().filter(|&first| bos_token_id.is_none_or(|bos| bos == first)).into_iter().collect(),
         };
+        if let Some(id) = prefix.iter().find(|&&id| id as usize >= vocab_size) {
+            let found = format!("texts would begin with token {id}, the checkpoint has {vocab_size} embeddings");
+            return Err(Error::file(&path, format!("{found}; correct bos_token_id in config.json")));
+        }
         Ok(Self { inner, prefix })
     }
 

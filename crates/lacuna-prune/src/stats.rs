@@ -60,8 +60,7 @@ impl Stats {
 
 /// `‖A‖²_F`: the energy of weights where nothing is known of the input.
 pub fn weight_energy(a: &Matrix) -> f64 {
-    // f32 within a run short enough not to matter, f64 across runs.
-    a.data().chunks(256).map(|run| f64::from(run.iter().map(|w| w * w).sum::<f32>())).sum()
+    lacuna_core::sum_of(a.data(), |w| w * w)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use lacuna_core::Matrix;
 use lacuna_format::{Checkpoint, Tokenizer};
 use lacuna_model::{Block, DecoderConfig, LayerCache, Observer, Positions, embed};
@@ -10,6 +10,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
+use crate::UsageError;
 use crate::text::read_documents;
 
 /// Tokens that run through a block together.
@@ -41,7 +42,8 @@ impl Calibration {
         let length = self.sample_length(config);
         if length < 2 || length > config.max_positions {
             let max = config.max_positions;
-            bail!("--calibration-length is {length}; this model takes samples of 2 to {max} tokens");
+            let problem = format!("--calibration-length is {length}; this model takes samples of 2 to {max} tokens");
+            return Err(UsageError(problem).into());
         }
         let mut tokens = vec![];
         for document in read_documents(&self.file)? {

@@ -26,6 +26,10 @@ pub fn export_dense(source: &Path, output: &Path, force: bool, progress: &Progre
     let Some(sparsity) = checkpoint.sparsity() else {
         bail!("{}: not a pruned checkpoint; it is dense already", source.display());
     };
+    // A layer goes where its values are: without them it would be left out silently.
+    for layer in sparsity.layers.keys() {
+        checkpoint.info(&format!("{layer}.values"))?;
+    }
     check_output(source, output, force)?;
     let fingerprint = json!({ "export": "dense", "source": source.canonicalize()?, "sparsity": sparsity });
     let mut staging = Staging::open(output, force, &fingerprint)?;

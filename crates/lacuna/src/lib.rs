@@ -7,7 +7,7 @@
 
 pub mod bench;
 pub mod calibrate;
-// pub mod demo;
+pub mod demo;
 pub mod eval;
 pub mod export;
 pub mod inspect;

@@ -149,7 +149,8 @@ impl Job {
             return Err(UsageError("--include and --exclude leave no layer to prune".to_owned()).into());
         }
         for layer in &chosen {
-            options.pattern.grid(layer.rows, layer.cols).with_context(|| format!("layer {}", layer.name))?;
+            let fits = options.pattern.grid(layer.rows, layer.cols);
+            fits.map_err(|e| UsageError(format!("layer {}: {e}", layer.name)))?;
             checkpoint.dtype(&layer.weight())?;
         }
         let samples = match &options.calibration {
@@ -454,13 +455,22 @@ pub(crate) fn check_output(source: &Path, output: &Path, force: bool) -> Result<
         let problem = format!("{} already exists; choose another output or pass --force", output.display());
         return Err(UsageError(problem).into());
     }
-    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let (source, output) = (real(source), real(output));
+    let (source, output) = (real_path(source)?, real_path(output)?);
     if output.starts_with(&source) || source.starts_with(&output) {
         let problem = format!("output {} and input {} must be different directories", output.display(), source.display());
         return Err(UsageError(problem).into());
     }
     Ok(())
+}
+
+/// Where a path leads; what does not exist yet stays as it is written.
+fn real_path(path: &Path) -> Result<PathBuf> {
+    let whole = std::path::absolute(path).with_context(|| path.display().to_string())?;
+    let found = whole.ancestors().find_map(|ancestor| Some((ancestor, ancestor.canonicalize().ok()?)));
+    Ok(match found {
+        Some((ancestor, real)) => real.components().chain(whole.strip_prefix(ancestor)?.components()).collect(),
+        None => whole,
+    })
 }
 
 /// model.safetensors.index.json over shards that are all written.

@@ -16,7 +16,7 @@ pub fn read_documents(path: &Path) -> Result<Vec<String>> {
         let parse = |(i, line): (usize, &str)| {
             let value: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
             let text = value["text"].as_str().map(str::to_owned);
-            text.with_context(|| format!("{}: line {} is no object with a \"text\"", path.display(), i + 1))
+            text.with_context(|| format!("{}: line {} is no {{\"text\": \"...\"}}; make it one", path.display(), i + 1))
         };
         lines.map(parse).collect::<Result<Vec<_>>>()?
     } else {

@@ -10,6 +10,7 @@ use lacuna_kernels::sparse;
 use lacuna_model::family;
 use serde::Serialize;
 
+use crate::UsageError;
 use crate::modules::linears;
 
 /// What was found about one layer.
@@ -47,7 +48,10 @@ pub fn verify(model: &Path, pattern: Option<Pattern>, progress: &ProgressBar) ->
     let mut layers = vec![];
     let mut dense_layers = vec![];
     match (checkpoint.sparsity(), pattern) {
-        (Some(_), Some(_)) => bail!("{}: carries its own patterns; leave --pattern out", model.display()),
+        (Some(_), Some(_)) => {
+            let problem = format!("{}: carries its own patterns; leave --pattern out", model.display());
+            return Err(UsageError(problem).into());
+        }
         (None, None) => {
             let ways = "prune it first, or pass --pattern to check the zeros of a dense export";
             bail!("{}: not a pruned checkpoint; {ways}", model.display());

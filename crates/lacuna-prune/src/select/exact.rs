@@ -5,136 +5,124 @@
 //! `b`: gains shrink as `S` grows (`f` is submodular). So from `S` with `n` columns to go, no completion exceeds `f(S)`
 //! plus the `n` largest gains. Branch and bound over this bound finds the optimum for every M, in time close to that of
 //! a greedy choice where the scores are uneven; with all scores alike it visits up to C(M, 4) sets.
+//!
+//! Everything is inlined into one function, compiled for the vector instructions `S` that are dispatched to; hence plain
+//! loops around `gain`: a closure would be compiled without them.
 
 use lacuna_core::GROUP_COLUMNS;
+use pulp::Simd;
 
-use super::{Block, paper};
+use super::Block;
 
 /// A bound must exceed the best by more than this share to be followed: sums of f32 are no more exact than that.
-const SLACK: f64 = 1.0 + 1e-7;
+const SLACK: f32 = 1.0 + 1e-6;
 
-/// Branch and bound over the columns of a block; keeps its buffers from block to block.
+/// Buffers of the search, kept from block to block.
 #[derive(Default)]
 pub(super) struct Search {
-    levels: [Level; GROUP_COLUMNS],
-    chosen: [usize; GROUP_COLUMNS],
-    best: [usize; GROUP_COLUMNS],
-    best_sum: f64,
-}
-
-/// The state with some columns chosen.
-#[derive(Default)]
-struct Level {
-    /// largest score of each row among the chosen columns
+    /// columns by falling sum
+    order: Vec<(f32, usize)>,
+    /// gains of the columns that may join a pair
+    gains: Vec<(f32, usize)>,
+    /// of each row: largest and second largest score of a pair of columns, second largest of three
     first: Vec<f32>,
-    /// second largest
     second: Vec<f32>,
-    /// gain and number of each column that may still come, best first
-    gains: Vec<(f64, usize)>,
+    second_of_three: Vec<f32>,
 }
 
 impl Search {
-    /// Columns of the block, ascending; of equally good sets the first found, the paper's before all others.
-    pub(super) fn choose(&mut self, block: &Block) -> [usize; GROUP_COLUMNS] {
-        self.best = paper::choose(block);
-        if block.columns() == GROUP_COLUMNS {
-            return self.best;
+    /// Columns of the block, ascending; of equally good sets the first found.
+    #[inline(always)]
+    pub(super) fn choose<S: Simd>(&mut self, simd: S, block: &Block) -> [usize; GROUP_COLUMNS] {
+        let Self { order, gains, first, second, second_of_three } = self;
+        for buffer in [&mut *first, second, second_of_three] {
+            buffer.clear();
+            buffer.resize(block.stride, 0.0);
         }
-        for level in &mut self.levels {
-            level.first.resize(block.height, 0.0);
-            level.second.resize(block.height, 0.0);
+        // The stride is a whole number of vectors: nothing is left over behind them.
+        let column = |c: usize| S::as_simd_f32s(block.column(c)).0;
+        let (first, second) = (S::as_mut_simd_f32s(first).0, S::as_mut_simd_f32s(second).0);
+        let second_of_three = S::as_mut_simd_f32s(second_of_three).0;
+        order.clear();
+        // Nothing chosen: the gain of a column is its sum. It stays so with one column chosen.
+        for c in 0..block.columns() {
+            order.push((gain(simd, column(c), second), c));
         }
-        self.levels[0].first.fill(0.0);
-        self.levels[0].second.fill(0.0);
-        self.best_sum = self.sum_of(block, self.best);
-        self.levels[0].gains.clear();
-        self.levels[0].gains.extend((0..block.columns()).map(|c| (0.0, c)));
-        self.descend(block, 0, 0.0);
-        self.best.sort_unstable();
-        self.best
-    }
-
-    /// `f` of 4 columns; leaves level 0 as it is.
-    fn sum_of(&mut self, block: &Block, columns: [usize; GROUP_COLUMNS]) -> f64 {
-        let mut sum = 0.0;
-        for (depth, &c) in columns.iter().enumerate() {
-            sum += gain(block.column(c), &self.levels[depth].second);
-            if depth + 1 < GROUP_COLUMNS {
-                self.choose_column(block, depth, c);
+        order.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        let mut best = [order[0].1, order[1].1, order[2].1, order[3].1];
+        let mut best_sum = f32::NEG_INFINITY;
+        let n = order.len();
+        for i in 0..n - 3 {
+            if bound(&order[i..i + 4]) <= best_sum * SLACK {
+                break;
+            }
+            for j in i + 1..n - 2 {
+                if order[i].0 + bound(&order[j..j + 3]) <= best_sum * SLACK {
+                    break;
+                }
+                let (one, two) = (column(order[i].1), column(order[j].1));
+                let pair_sum = order[i].0 + order[j].0;
+                for (((a, b), x), y) in first.iter_mut().zip(&mut *second).zip(one).zip(two) {
+                    *a = simd.max_f32s(*x, *y);
+                    *b = simd.min_f32s(*x, *y);
+                }
+                gains.clear();
+                for &(_, c) in &order[j + 1..] {
+                    gains.push((gain(simd, column(c), second), c));
+                }
+                if pair_sum + two_largest(gains) <= best_sum * SLACK {
+                    continue;
+                }
+                gains.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+                for (k, &(third_gain, third)) in gains[..gains.len() - 1].iter().enumerate() {
+                    if pair_sum + third_gain + gains[k + 1].0 <= best_sum * SLACK {
+                        break;
+                    }
+                    let scores = column(third);
+                    for (((out, a), b), x) in second_of_three.iter_mut().zip(&*first).zip(&*second).zip(scores) {
+                        *out = simd.max_f32s(*b, simd.min_f32s(*a, *x));
+                    }
+                    let three_sum = pair_sum + third_gain;
+                    for &(most, fourth) in &gains[k + 1..] {
+                        if three_sum + most <= best_sum * SLACK {
+                            break;
+                        }
+                        let sum = three_sum + gain(simd, column(fourth), second_of_three);
+                        if sum > best_sum * SLACK {
+                            best_sum = sum;
+                            best = [order[i].1, order[j].1, third, fourth];
+                        }
+                    }
+                }
             }
         }
-        sum
-    }
-
-    /// Fills the level below `depth` with the two largest scores after column `c` joined.
-    fn choose_column(&mut self, block: &Block, depth: usize, c: usize) {
-        let (upper, lower) = self.levels.split_at_mut(depth + 1);
-        let (from, to) = (&upper[depth], &mut lower[0]);
-        let largest = to.first.iter_mut().zip(&mut to.second).zip(from.first.iter().zip(&from.second));
-        for (((first, second), (&a, &b)), &x) in largest.zip(block.column(c)) {
-            *first = if a > x { a } else { x };
-            let smaller = if a > x { x } else { a };
-            *second = if b > smaller { b } else { smaller };
-        }
-    }
-
-    /// Tries all completions of the columns chosen above `depth`, whose sum is `sum`, by the columns listed in its level.
-    fn descend(&mut self, block: &Block, depth: usize, sum: f64) {
-        let left = GROUP_COLUMNS - depth;
-        let mut gains = std::mem::take(&mut self.levels[depth].gains);
-        // With one column chosen the second largest of each row is still 0, and all gains are what they were before.
-        if depth != 1 {
-            for (value, column) in &mut gains {
-                *value = gain(block.column(*column), &self.levels[depth].second);
-            }
-        }
-        if left == 1 {
-            let best = gains.iter().copied().reduce(|best, next| if next.0 > best.0 { next } else { best });
-            if let Some((gain, column)) = best.filter(|&(gain, _)| sum + gain > self.best_sum * SLACK) {
-                self.chosen[depth] = column;
-                self.best_sum = sum + gain;
-                self.best = self.chosen;
-            }
-        } else {
-            self.branch(block, depth, sum, &mut gains);
-        }
-        self.levels[depth].gains = gains;
-    }
-
-    /// Chooses one column after the other at `depth`, best first, while the bound leaves hope.
-    fn branch(&mut self, block: &Block, depth: usize, sum: f64, gains: &mut [(f64, usize)]) {
-        let left = GROUP_COLUMNS - depth;
-        gains.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-        for i in 0..=gains.len() - left {
-            // Sets with an earlier column were tried; of the rest none gains more than the next `left` gains together.
-            let bound: f64 = gains[i..i + left].iter().map(|&(gain, _)| gain).sum();
-            if sum + bound <= self.best_sum * SLACK {
-                return;
-            }
-            let (gain, column) = gains[i];
-            self.chosen[depth] = column;
-            self.choose_column(block, depth, column);
-            let below = &mut self.levels[depth + 1].gains;
-            below.clear();
-            below.extend_from_slice(&gains[i + 1..]);
-            self.descend(block, depth + 1, sum + gain);
-        }
+        best.sort_unstable();
+        best
     }
 }
 
-/// How much `f` grows by a column, where `second` holds the second largest scores. Eight sums, so that the compiler can
-/// use vectors.
 #[inline(always)]
-fn gain(column: &[f32], second: &[f32]) -> f64 {
-    let more = |x: f32, b: f32| if x > b { x - b } else { 0.0 };
-    let (columns, tail) = column.as_chunks::<8>();
-    let (seconds, second_tail) = second.as_chunks::<8>();
-    let mut sums = [0.0_f32; 8];
-    for (scores, seconds) in columns.iter().zip(seconds) {
-        for lane in 0..8 {
-            sums[lane] += more(scores[lane], seconds[lane]);
-        }
+fn bound(gains: &[(f32, usize)]) -> f32 {
+    gains.iter().map(|&(gain, _)| gain).sum()
+}
+
+#[inline(always)]
+fn two_largest(gains: &[(f32, usize)]) -> f32 {
+    let (mut first, mut second) = (0.0_f32, 0.0_f32);
+    for &(gain, _) in gains {
+        second = f32::max(second, f32::min(first, gain));
+        first = f32::max(first, gain);
     }
-    let tail: f32 = tail.iter().zip(second_tail).map(|(&x, &b)| more(x, b)).sum();
-    f64::from(sums.iter().sum::<f32>() + tail)
+    first + second
+}
+
+/// How much `f` grows by a column, where `second` holds the second largest scores.
+#[inline(always)]
+fn gain<S: Simd>(simd: S, column: &[S::f32s], second: &[S::f32s]) -> f32 {
+    let zero = simd.splat_f32s(0.0);
+    let mut sum = zero;
+    for (&x, &b) in column.iter().zip(second) {
+        sum = simd.add_f32s(sum, simd.max_f32s(simd.sub_f32s(x, b), zero));
+    }
+    simd.reduce_sum_f32s(sum)
 }

@@ -30,24 +30,34 @@ impl Selection {
     pub fn select(self, scores: &Scores, pattern: Pattern) -> Result<Mask> {
         let (rows, cols) = (scores.matrix().rows(), scores.matrix().cols());
         let grid = pattern.grid(rows, cols)?;
-        let (columns, pairs) = pulp::Arch::new().dispatch(|| self.choose(scores, &grid));
+        let (columns, pairs) = pulp::Arch::new().dispatch(Choice { selection: self, scores, grid: &grid });
         Mask::new(grid, columns, pairs)
     }
+}
 
-    /// Columns of all blocks and pairs of all rows. Compiled for each instruction set that `pulp` dispatches to, with all
-    /// that is inlined here.
+/// The choice of a mask, compiled for each instruction set that `pulp` dispatches to, with all that is inlined into it.
+struct Choice<'a> {
+    selection: Selection,
+    scores: &'a Scores,
+    grid: &'a Grid,
+}
+
+impl pulp::WithSimd for Choice<'_> {
+    /// columns of all blocks and pairs of all rows
+    type Output = (Vec<[u32; GROUP_COLUMNS]>, Vec<Pair>);
+
     #[inline(always)]
-    fn choose(self, scores: &Scores, grid: &Grid) -> (Vec<[u32; GROUP_COLUMNS]>, Vec<Pair>) {
-        let groups = grid.groups();
+    fn with_simd<S: pulp::Simd>(self, simd: S) -> Self::Output {
+        let (grid, groups) = (self.grid, self.grid.groups());
         let mut block = Block::default();
         let mut search = exact::Search::default();
         let mut columns = Vec::with_capacity(grid.row_blocks() * groups);
         let mut pairs = vec![Pair::FIRST; grid.rows() * groups];
         for i in 0..grid.row_blocks() * groups {
-            block.load(scores, grid, i);
-            let chosen = match self {
-                Self::Paper => paper::choose(&block),
-                Self::Exact => search.choose(&block),
+            block.load(self.scores, grid, i);
+            let chosen = match self.selection {
+                Selection::Paper => paper::choose(&block),
+                Selection::Exact => search.choose(simd, &block),
             };
             let start = grid.group_range(i % groups).start as u32;
             columns.push(chosen.map(|c| start + c as u32));
@@ -61,12 +71,17 @@ impl Selection {
     }
 }
 
+/// Columns of a block take a whole number of this many scores: of vectors, for every width there is.
+const VECTOR: usize = 16;
+
 /// Scores of one `V × M` block, column by column, so that the methods run down contiguous columns.
 #[derive(Default)]
 struct Block {
     /// rows of the block
     height: usize,
-    /// `[columns, height]`; columns of padding score -1, less than any real one
+    /// scores of a column; those that fill up the last vector are 0
+    stride: usize,
+    /// `[columns, stride]`; columns of padding score -1, less than any real one
     scores: Vec<f32>,
 }
 
@@ -75,22 +90,26 @@ impl Block {
     #[inline(always)]
     fn load(&mut self, scores: &Scores, grid: &Grid, i: usize) {
         let (rows, cols) = (grid.block_rows(i / grid.groups()), grid.group_range(i % grid.groups()));
+        let real = cols.start..cols.end.min(grid.cols());
         self.height = rows.len();
+        self.stride = rows.len().next_multiple_of(VECTOR);
         self.scores.clear();
-        self.scores.resize(self.height * cols.len(), -1.0);
+        self.scores.resize(self.stride * real.len(), 0.0);
+        self.scores.resize(self.stride * cols.len(), -1.0);
         for (r, row) in rows.enumerate() {
-            let source = &scores.matrix().row(row)[cols.start..cols.end.min(grid.cols())];
-            for (column, &score) in self.scores.chunks_exact_mut(self.height).zip(source) {
+            let source = &scores.matrix().row(row)[real.clone()];
+            for (column, &score) in self.scores.chunks_exact_mut(self.stride).zip(source) {
                 column[r] = score;
             }
         }
     }
 
     fn columns(&self) -> usize {
-        self.scores.len() / self.height
+        self.scores.len() / self.stride
     }
 
+    #[inline(always)]
     fn column(&self, c: usize) -> &[f32] {
-        &self.scores[c * self.height..(c + 1) * self.height]
+        &self.scores[c * self.stride..(c + 1) * self.stride]
     }
 }

@@ -8,7 +8,7 @@ use super::Block;
 /// Columns of the block, ascending.
 pub(super) fn choose(block: &Block) -> [usize; GROUP_COLUMNS] {
     let mut kept = [0, 1, 2, 3];
-    let norm = |c: usize| block.column(c).iter().map(|&s| f64::from(s)).sum::<f64>();
+    let norm = |c: usize| lacuna_core::sum_of(block.column(c), |s| s);
     let mut norms = kept.map(norm);
     for c in GROUP_COLUMNS..block.columns() {
         // The least of those kept, of equal ones the last, makes room for a larger one; order stays ascending.

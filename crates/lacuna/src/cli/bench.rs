@@ -15,21 +15,17 @@ pub(super) struct Args {
     /// Pruned checkpoint; a dense one is timed alone
     model: PathBuf,
     /// Tokens of each prompt
-    #[arg(long, default_value_t = 256, value_name = "N", value_parser = positive)]
+    #[arg(long, default_value_t = 256, value_name = "N", value_parser = super::positive)]
     prompt_tokens: usize,
     /// Tokens to decode
-    #[arg(long, default_value_t = 64, value_name = "N", value_parser = positive)]
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = super::positive)]
     decode_tokens: usize,
     /// Sequences side by side
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = positive)]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = super::positive)]
     batch: usize,
     /// Timed rounds; the median counts
-    #[arg(long, default_value_t = 5, value_name = "N", value_parser = positive)]
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = super::positive)]
     rounds: usize,
-}
-
-fn positive(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|&n| n >= 1).ok_or_else(|| "must be 1 or more".to_owned())
 }
 
 pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {

@@ -3,7 +3,7 @@
 //! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 asked wrongly.
 
 mod bench;
-//mod demo;
+mod demo;
 mod eval;
 mod export;
 mod inspect;
@@ -15,6 +15,7 @@ mod verify;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::error::ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
 use clap::{CommandFactory, Parser, Subcommand};
 use lacuna::UsageError;
 
@@ -69,7 +70,7 @@ enum Command {
     Run(run::Args),
     Bench(bench::Args),
     Export(export::Args),
-//    Demo(demo::Args),
+    Demo(demo::Args),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  lacuna completions bash > ~/.local/share/bash-completion/completions/lacuna")]
     Completions {
@@ -78,9 +79,21 @@ enum Command {
     },
 }
 
+/// A count that may not be 0.
+fn positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n >= 1).ok_or_else(|| "must be 1 or more".to_owned())
+}
+
 /// Parses, runs, reports.
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) if matches!(e.kind(), DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand) => e.exit(),
+        Err(e) => {
+            eprintln!("{}", one_line(&e.to_string()));
+            return ExitCode::from(2);
+        }
+    };
     let ui = Ui::new(&cli.global);
     if let Some(threads) = cli.global.threads {
         // Fails only if a pool exists already, and nothing has run yet.
@@ -90,11 +103,21 @@ pub(crate) fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // One line: an error's causes follow it after colons.
-            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            eprintln!("error: {}", one_line(&format!("{error:#}")));
             let usage = error.chain().any(|cause| cause.is::<UsageError>());
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }
+}
+
+/// The paragraphs of a message side by side.
+fn one_line(text: &str) -> String {
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.fold(String::new(), |line, next| match line.chars().last() {
+        None => next.to_owned(),
+        Some(':') => line + " " + next,
+        Some(_) => line + "; " + next,
+    })
 }
 
 fn dispatch(command: Command, ui: &Ui) -> Result<ExitCode> {
@@ -106,7 +129,7 @@ fn dispatch(command: Command, ui: &Ui) -> Result<ExitCode> {
         Command::Run(args) => run::run(&args, ui)?,
         Command::Bench(args) => bench::run(&args, ui)?,
         Command::Export(args) => export::run(&args, ui)?,
-//        Command::Demo(args) => demo::run(&args, ui)?,
+        Command::Demo(args) => demo::run(&args, ui)?,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "lacuna", &mut std::io::stdout());
         }

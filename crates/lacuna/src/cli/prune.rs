@@ -36,7 +36,7 @@ pub(super) struct Args {
     #[arg(long, value_enum, default_value_t = PartsName::Both)]
     ria_parts: PartsName,
     /// Power of the activation norm in RIA
-    #[arg(long, default_value_t = 0.5, value_name = "A")]
+    #[arg(long, default_value_t = 0.5, value_name = "A", value_parser = exponent)]
     ria_exponent: f32,
     /// How the 4 columns of a block are chosen
     #[arg(long, value_enum, default_value_t = SelectionName::Exact)]
@@ -54,7 +54,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     /// Calibration samples at most
-    #[arg(long, default_value_t = 128, value_name = "N")]
+    #[arg(long, default_value_t = 128, value_name = "N", value_parser = super::positive)]
     calibration_samples: usize,
     /// Tokens of a calibration sample [default: the model's context, at most 2048]
     #[arg(long, value_name = "N")]
@@ -65,6 +65,10 @@ pub(super) struct Args {
     /// Replace the output if it exists, discard unfinished output of other settings
     #[arg(long)]
     force: bool,
+}
+
+fn exponent(text: &str) -> Result<f32, String> {
+    text.parse().ok().filter(|&a: &f32| a >= 0.0 && a.is_finite()).ok_or_else(|| "must be 0 or more".to_owned())
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use lacuna::UsageError;
 use lacuna_format::{Checkpoint, Tokenizer};
 use lacuna_model::{Execution, Model, Sampling, family, generate};
@@ -59,7 +59,8 @@ pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
             return Err(UsageError("a prompt is empty, and this model has no BOS token to start from".to_owned()).into());
         }
         if tokens.len() > config.max_positions {
-            bail!("a prompt has {} tokens; this model takes {}", tokens.len(), config.max_positions);
+            let (len, max) = (tokens.len(), config.max_positions);
+            return Err(UsageError(format!("a prompt has {len} tokens; this model takes {max}, so shorten it")).into());
         }
         prompts.push(tokens);
     }

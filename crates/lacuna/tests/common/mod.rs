@@ -19,6 +19,11 @@ pub const WEIGHTS: &str = "model/model.safetensors";
 pub const INDEX: &str = "model/model.safetensors.index.json";
 pub const Q: &str = "model.layers.0.self_attn.q_proj.weight";
 pub const PRUNE: &str = "prune model out --pattern 16:2:8 --criterion magnitude";
+pub const WANDA: &str = "prune model out --pattern 16:2:8 --criterion wanda --calibration";
+/// Asked wrongly.
+pub const USAGE: i32 = 2;
+/// Everything else.
+pub const FAILED: i32 = 1;
 
 const HIDDEN: usize = 64;
 const INNER: usize = 96;
@@ -115,6 +120,22 @@ impl Run {
         let run = self.ok();
         serde_json::from_str(&run.stdout).unwrap_or_else(|e| panic!("{e}: {}", run.stdout))
     }
+}
+
+/// The run must have failed with `code` and one line on stderr that holds all of `words`, and must have left no output.
+pub fn refused(tiny: &Tiny, run: &Run, code: i32, words: &[&str]) {
+    let Run { stdout, stderr, .. } = run;
+    assert_eq!(run.code, Some(code), "exit code; stderr: {stderr}");
+    assert!(stderr.starts_with("error: ") && stderr.lines().count() == 1, "not one line: {stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "'{word}' is not in: {stderr}");
+    }
+    assert_eq!(stdout, "", "stdout");
+    assert!(!tiny.path("out").exists(), "left output behind; stderr: {stderr}");
+}
+
+pub fn refuses(tiny: &Tiny, command: &str, code: i32, words: &[&str]) {
+    refused(tiny, &tiny.lacuna(command), code, words);
 }
 
 /// A temporary directory with a checkpoint `model` and texts `text.txt` and `held.jsonl`.

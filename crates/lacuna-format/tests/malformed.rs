@@ -1,0 +1,365 @@
+//! The tensors of a packed layer: whatever is wrong with them is refused by name, whatever is packed reads back equal.
+
+use std::collections::BTreeMap;
+
+use lacuna_core::{Dtype, GROUP_COLUMNS, Grid, Mask, Matrix, Packed, Pair, Pattern, Permutation};
+use lacuna_format::{
+    Checkpoint, Error, LayerSparsity, METHOD, OutTensor, PackedTensors, Result, Sparsity, TensorDtype, VERSION, pack_tensors,
+    read_packed,
+};
+use proptest::prelude::*;
+use safetensors::SafeTensors;
+use safetensors::tensor::{TensorView, View};
+
+const LAYER: &str = "model.layers.0.mlp.up_proj";
+/// 3 row blocks, the last one short; 3 groups, so the last nibble of a row is padding; the last group has 2 columns.
+const SHAPE: [usize; 2] = [10, 18];
+const GROUPS: usize = 3;
+const COLUMNS: [[u32; 4]; GROUPS] = [[0, 2, 5, 7], [8, 9, 14, 15], [16, 17, 18, 19]];
+
+/// One tensor as it goes into a file.
+#[derive(Clone, Debug)]
+struct Tensor {
+    dtype: TensorDtype,
+    shape: Vec<usize>,
+    data: Vec<u8>,
+}
+
+impl Tensor {
+    /// Another type or shape, and as many bytes as that takes.
+    fn reshape(&mut self, dtype: TensorDtype, shape: &[usize]) {
+        self.dtype = dtype;
+        self.shape = shape.to_vec();
+        self.data.resize(shape.iter().product::<usize>() * dtype.bitsize() / 8, 0);
+    }
+
+    fn put(&mut self, element: usize, bytes: &[u8]) {
+        self.data[element * bytes.len()..][..bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// The columns of a row block and group.
+    fn columns(&mut self, block: usize, group: usize, ids: [u16; 4]) {
+        ids.iter().enumerate().for_each(|(i, id)| self.put((block * GROUPS + group) * 4 + i, &id.to_le_bytes()));
+    }
+
+    /// A kept value, of two a group.
+    fn value(&mut self, row: usize, group: usize, slot: usize, value: f32) {
+        self.put((row * GROUPS + group) * 2 + slot, &value.to_le_bytes());
+    }
+
+    /// The position code of a row and group; group 3 is the padding nibble.
+    fn code(&mut self, row: usize, group: usize, code: u8) {
+        let (byte, shift) = (row * 2 + group / 2, group % 2 * 4);
+        self.data[byte] = self.data[byte] & !(15 << shift) | code << shift;
+    }
+
+    fn entry(&mut self, row: usize, value: u32) {
+        self.put(row, &value.to_le_bytes());
+    }
+}
+
+type Parts = BTreeMap<String, Tensor>;
+
+fn pattern() -> Pattern {
+    "4:2:8".parse().unwrap()
+}
+
+/// A sound layer in f32; rows 0 to 4 keep a padding column each, and the rows are in reverse order.
+fn packed() -> Packed {
+    let grid = pattern().grid(SHAPE[0], SHAPE[1]).unwrap();
+    let columns = (0..grid.row_blocks()).flat_map(|_| COLUMNS).collect();
+    let code = |i: usize| match (i / GROUPS, i % GROUPS) {
+        (0..5, 2) => 8,
+        (_, 2) => 4,
+        (row, _) => [4, 8, 9, 12, 13, 14][row % 6],
+    };
+    let pairs = (0..grid.rows() * GROUPS).map(|i| Pair::from_code(code(i)).unwrap()).collect();
+    let mask = Mask::new(grid, columns, pairs).unwrap();
+    let weight = (1..=SHAPE[0] * SHAPE[1]).map(|i| i as f32 / 8.0).collect();
+    let weight = Matrix::new(SHAPE[0], SHAPE[1], weight).unwrap();
+    let order = Permutation::new((0..SHAPE[0] as u32).rev().collect()).unwrap();
+    Packed::pack(&weight, mask, Dtype::F32, Some(order)).unwrap()
+}
+
+fn parts(packed: &Packed) -> Parts {
+    let part = |(name, tensor): &(String, OutTensor)| {
+        let part = name.strip_prefix(LAYER).unwrap().trim_start_matches('.').to_owned();
+        let (dtype, shape) = (View::dtype(&tensor), View::shape(&tensor).to_vec());
+        (part, Tensor { dtype, shape, data: tensor.data().to_vec() })
+    };
+    pack_tensors(LAYER, packed).iter().map(part).collect()
+}
+
+/// Writes the tensors into a file and reads the layer as a checkpoint does.
+fn read(parts: &Parts, shape: [usize; 2]) -> Result<Option<Packed>> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.safetensors");
+    let views = parts.iter().map(|(part, t)| {
+        (format!("{LAYER}.{part}"), TensorView::new(t.dtype, t.shape.clone(), &t.data).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &path).unwrap();
+    let sparsity = Sparsity {
+        quant_method: METHOD.to_owned(),
+        version: VERSION,
+        pattern: pattern(),
+        criterion: "magnitude".to_owned(),
+        recipe: serde_json::Value::Null,
+        source_sha256: BTreeMap::new(),
+        layers: BTreeMap::from([(LAYER.to_owned(), LayerSparsity { shape, pattern: None })]),
+    };
+    Checkpoint::of_shard(&path, Some(&sparsity))?.packed(LAYER)
+}
+
+/// Reading must fail with one line that names the layer and holds `word`.
+fn refuses(parts: &Parts, what: &str, word: &str) {
+    let error = read(parts, SHAPE).expect_err(what).to_string();
+    assert!(error.contains(LAYER) && error.contains(word) && !error.contains('\n'), "{what}: {error}");
+}
+
+#[test]
+fn a_sound_layer_is_read() {
+    let packed = packed();
+    assert_eq!(read(&parts(&packed), SHAPE).unwrap(), Some(packed));
+}
+
+#[test]
+fn a_missing_tensor_is_named() {
+    for part in ["values", "columns", "positions"] {
+        let mut parts = parts(&packed());
+        parts.remove(part);
+        refuses(&parts, "missing", &format!("tensor {LAYER}.{part}: missing"));
+    }
+    let mut parts = parts(&packed());
+    parts.remove("row_order");
+    assert_eq!(read(&parts, SHAPE).unwrap().unwrap().row_order(), None);
+}
+
+#[test]
+fn a_wrong_type_is_named() {
+    use TensorDtype::{BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64};
+    let floats = [F16, BF16, F32];
+    for (part, legal) in
+        [("values", &floats[..]), ("columns", &[U16][..]), ("positions", &[U8][..]), ("row_order", &[U32][..])]
+    {
+        for dtype in [BOOL, F16, BF16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64] {
+            if !legal.contains(&dtype) {
+                let mut parts = parts(&packed());
+                let tensor = parts.get_mut(part).unwrap();
+                tensor.reshape(dtype, &tensor.shape.clone());
+                refuses(&parts, part, &format!("tensor {LAYER}.{part}: type {dtype:?} where "));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_wrong_shape_is_named() {
+    for part in ["values", "columns", "positions", "row_order"] {
+        let sound = parts(&packed());
+        let shape = &sound[part].shape;
+        let mut wrong = vec![vec![], vec![shape.iter().product()], [&shape[..], &[1]].concat()];
+        for dim in 0..shape.len() {
+            for size in [0, shape[dim] - 1, shape[dim] + 1] {
+                wrong.push(shape.clone());
+                wrong.last_mut().unwrap()[dim] = size;
+            }
+        }
+        wrong.push(shape.iter().copied().rev().collect());
+        for wrong in wrong.into_iter().filter(|wrong| wrong != shape) {
+            let mut parts = sound.clone();
+            let tensor = parts.get_mut(part).unwrap();
+            tensor.reshape(tensor.dtype, &wrong);
+            refuses(&parts, part, &format!("tensor {LAYER}.{part}: shape {wrong:?} where "));
+        }
+    }
+}
+
+#[test]
+fn wrong_content_is_refused() {
+    type Case = (&'static str, &'static str, fn(&mut Tensor), &'static str);
+    let cases: [Case; 25] = [
+        ("columns", "id out of range", |t| t.columns(0, 0, [0, 2, 5, u16::MAX]), "block 0, group 0 lists"),
+        ("columns", "id past the padding", |t| t.columns(2, 2, [16, 17, 18, 20]), "block 2, group 2 lists"),
+        ("columns", "padding id in a full group", |t| t.columns(0, 1, [8, 9, 14, 18]), "block 0, group 1 lists"),
+        ("columns", "ids not ascending", |t| t.columns(1, 0, [2, 0, 5, 7]), "block 1, group 0 lists"),
+        ("columns", "ids descending", |t| t.columns(1, 0, [7, 5, 2, 0]), "block 1, group 0 lists"),
+        ("columns", "last two swapped", |t| t.columns(2, 1, [8, 9, 15, 14]), "block 2, group 1 lists"),
+        ("columns", "duplicate first", |t| t.columns(0, 0, [0, 0, 5, 7]), "block 0, group 0 lists"),
+        ("columns", "duplicate last", |t| t.columns(0, 0, [0, 2, 7, 7]), "block 0, group 0 lists"),
+        ("columns", "id in the next block", |t| t.columns(0, 0, [0, 2, 5, 8]), "must ascend and lie in 0..8"),
+        ("columns", "id in the block before", |t| t.columns(2, 1, [7, 9, 14, 15]), "must ascend and lie in 8..16"),
+        ("columns", "ids of another group", |t| t.columns(1, 1, [0, 2, 5, 7]), "block 1, group 1 lists"),
+        ("positions", "padding nibble", |t| t.code(0, 3, 4), "row 0, group 3 has position code 0x4"),
+        ("positions", "padding nibble", |t| t.code(9, 3, 1), "row 9, group 3 has position code 0x1"),
+        ("values", "NaN", |t| t.value(0, 0, 0, f32::NAN), "values: row 0 holds NaN"),
+        ("values", "NaN at the end", |t| t.value(9, 2, 1, -f32::NAN), "values: row 9 holds NaN"),
+        ("values", "infinity", |t| t.value(4, 1, 0, f32::INFINITY), "values: row 4 holds inf"),
+        ("values", "infinity", |t| t.value(4, 1, 0, f32::NEG_INFINITY), "values: row 4 holds -inf"),
+        ("values", "padding", |t| t.value(3, 2, 1, 1.0), "row 3, group 2 stores a non-zero value for a padding"),
+        ("values", "tiny padding", |t| t.value(0, 2, 1, 1e-45), "row 0, group 2 stores a non-zero value"),
+        ("values", "negative zero as padding", |t| t.value(0, 2, 1, -0.0), "row 0, group 2 stores a non-zero value"),
+        ("values", "NaN as padding", |t| t.value(0, 2, 1, f32::NAN), "row 0 holds NaN"),
+        ("row_order", "duplicate", |t| t.entry(1, 9), "entry 1 of a permutation of 10 is 9"),
+        ("row_order", "out of range", |t| t.entry(9, 10), "entry 9 of a permutation of 10 is 10"),
+        ("row_order", "far out of range", |t| t.entry(0, u32::MAX), "entry 0 of a permutation of 10 is 4294967295"),
+        ("row_order", "all the same", |t| t.data.fill(0), "entry 1 of a permutation of 10 is 0"),
+    ];
+    for (part, what, spoil, word) in cases {
+        let mut parts = parts(&packed());
+        spoil(parts.get_mut(part).unwrap());
+        refuses(&parts, &format!("{part}: {what}"), word);
+    }
+}
+
+#[test]
+fn illegal_position_codes_are_refused() {
+    for code in (0..16).filter(|code| ![4, 8, 9, 12, 13, 14].contains(code)) {
+        for (row, group) in [(0, 0), (0, 1), (5, 2), (9, 1)] {
+            let mut parts = parts(&packed());
+            parts.get_mut("positions").unwrap().code(row, group, code);
+            refuses(&parts, "code", &format!("row {row}, group {group} has position code {code:#x}"));
+        }
+    }
+}
+
+#[test]
+fn a_shape_in_the_config_that_the_tensors_contradict_is_refused() {
+    let sizes = [0, 1, 9, 11, 17, 100, u32::MAX as usize, usize::MAX / 2, usize::MAX];
+    let shapes = sizes.iter().flat_map(|&n| [[SHAPE[0], n], [n, SHAPE[1]], [n, n]]);
+    for shape in shapes.filter(|&shape| shape != [10, 17]) {
+        let error = read(&parts(&packed()), shape).expect_err(&format!("{shape:?}")).to_string();
+        assert!(error.contains(LAYER), "{shape:?}: {error}");
+    }
+    // 17 columns leave as many groups, but another padding column, and its value is not zero.
+    let error = read(&parts(&packed()), [10, 17]).unwrap_err().to_string();
+    assert!(error.contains("padding column"), "{error}");
+}
+
+/// `read_packed` itself, which unlike a file may be handed bytes of any length.
+#[test]
+fn lengths_that_the_shape_contradicts_are_refused() {
+    let sound = parts(&packed());
+    for part in ["values", "columns", "positions", "row_order"] {
+        for length in [0, 1, sound[part].data.len() - 1, sound[part].data.len() + 1] {
+            let mut parts = sound.clone();
+            parts.get_mut(part).unwrap().data.resize(length, 0);
+            let error = read_raw(&parts, SHAPE).unwrap_err().to_string();
+            assert!(error.contains(&format!("{LAYER}.{part}")), "{error}");
+        }
+        let mut parts = sound.clone();
+        let rows = usize::MAX / 2;
+        parts.get_mut(part).unwrap().shape[0] = rows;
+        assert!(read_raw(&parts, [rows, SHAPE[1]]).is_err());
+    }
+}
+
+fn read_raw(parts: &Parts, shape: [usize; 2]) -> Result<Packed> {
+    let raw = |part: &str| parts.get(part).map(|t| (t.dtype, &t.shape[..], &t.data[..]));
+    let (values, columns, positions) = (raw("values").unwrap(), raw("columns").unwrap(), raw("positions").unwrap());
+    read_packed(LAYER, pattern(), shape, &PackedTensors { values, columns, positions, row_order: raw("row_order") })
+}
+
+/// Columns come as u16 as long as every id fits, padding columns included.
+#[test]
+fn wide_layers_have_wide_ids() {
+    for (cols, m, dtype) in [
+        (65_532, 5, TensorDtype::U16),
+        (65_532, 16, TensorDtype::U16),
+        (65_533, 16, TensorDtype::U32),
+        (70_001, 7, TensorDtype::U32),
+    ] {
+        let grid = Pattern::new(2, m).unwrap().grid(3, cols).unwrap();
+        let columns = (0..grid.row_blocks()).flat_map(|_| (0..grid.groups()).map(|g| last_columns(&grid, g))).collect();
+        let mask = Mask::new(grid, columns, vec![Pair::FIRST; 3 * grid.groups()]).unwrap();
+        let packed = Packed::pack(&Matrix::zeros(3, cols), mask, Dtype::F16, None).unwrap();
+        assert_eq!(parts(&packed)["columns"].dtype, dtype, "{cols}");
+        assert_eq!(round_trip(&packed).unwrap(), packed, "{cols}");
+    }
+}
+
+/// The last four columns that a group may list.
+fn last_columns(grid: &Grid, group: usize) -> [u32; GROUP_COLUMNS] {
+    let end = grid.group_range(group).end as u32;
+    [end - 4, end - 3, end - 2, end - 1]
+}
+
+/// Through a safetensors file in memory.
+fn round_trip(packed: &Packed) -> Result<Packed> {
+    let tensors = pack_tensors(LAYER, packed);
+    let file = safetensors::serialize(tensors.iter().map(|(name, t)| (name, t)), None).unwrap();
+    let file = SafeTensors::deserialize(&file).unwrap();
+    let part = |part: &str| file.tensor(&format!("{LAYER}.{part}")).ok();
+    let (values, columns, positions) = (part("values").unwrap(), part("columns").unwrap(), part("positions").unwrap());
+    let row_order = part("row_order");
+    let grid = packed.mask().grid();
+    let raw = PackedTensors {
+        values: (values.dtype(), values.shape(), values.data()),
+        columns: (columns.dtype(), columns.shape(), columns.data()),
+        positions: (positions.dtype(), positions.shape(), positions.data()),
+        row_order: row_order.as_ref().map(|t| (t.dtype(), t.shape(), t.data())),
+    };
+    read_packed(LAYER, grid.pattern(), [grid.rows(), grid.cols()], &raw)
+}
+
+fn bytes(packed: &Packed) -> Vec<Vec<u8>> {
+    pack_tensors(LAYER, packed).iter().map(|(_, tensor)| tensor.data().to_vec()).collect()
+}
+
+/// A random mask over a shape that V and M need not divide.
+fn masks() -> impl Strategy<Value = Mask> {
+    let grid = (1_usize..20, 4_usize..20, 1_usize..40, 0_usize..40)
+        .prop_map(|(v, m, rows, more)| Pattern::new(v, m).unwrap().grid(rows, m + more).unwrap());
+    grid.prop_flat_map(|grid| {
+        let columns: Vec<_> = (0..grid.row_blocks() * grid.groups())
+            .map(|i| {
+                let range: Vec<u32> = grid.group_range(i % grid.groups()).map(|c| c as u32).collect();
+                prop::sample::subsequence(range, GROUP_COLUMNS).prop_map(|c| <[u32; 4]>::try_from(c).unwrap())
+            })
+            .collect();
+        let pair = prop::sample::select(vec![4_u8, 8, 9, 12, 13, 14]).prop_map(|c| Pair::from_code(c).unwrap());
+        let pairs = prop::collection::vec(pair, grid.rows() * grid.groups());
+        (columns, pairs).prop_map(move |(columns, pairs)| Mask::new(grid, columns, pairs).unwrap())
+    })
+}
+
+/// A random layer in one of the three types, with or without a row order. The weights fit f16; among them are zeros of
+/// both signs and values too small for it.
+fn layers() -> impl Strategy<Value = Packed> {
+    let dtype = prop::sample::select(vec![Dtype::F32, Dtype::F16, Dtype::Bf16]);
+    (masks(), dtype, any::<bool>()).prop_flat_map(|(mask, dtype, ordered)| {
+        let (rows, cols) = (mask.grid().rows(), mask.grid().cols());
+        let weight = prop_oneof![4 => -6e4_f32..6e4, 1 => -1e-9_f32..1e-9, 1 => Just(0.0), 1 => Just(-0.0)];
+        let order = Just((0..rows as u32).collect::<Vec<_>>()).prop_shuffle();
+        (prop::collection::vec(weight, rows * cols), order).prop_map(move |(weight, order)| {
+            let weight = Matrix::new(rows, cols, weight).unwrap();
+            let order = ordered.then(|| Permutation::new(order).unwrap());
+            Packed::pack(&weight, mask.clone(), dtype, order).unwrap()
+        })
+    })
+}
+
+proptest! {
+    #[test]
+    fn what_is_packed_reads_back_equal(packed in layers()) {
+        let again = round_trip(&packed).unwrap();
+        prop_assert_eq!(&again, &packed);
+        // Equality of floats takes zeros of both signs for the same; the bytes do not.
+        prop_assert_eq!(bytes(&again), bytes(&packed));
+    }
+
+    /// One byte is changed: the layer is refused by name, or it is one that is written just like that.
+    #[test]
+    fn a_changed_byte_is_refused_or_believed(part in 0_usize..4, at in any::<prop::sample::Index>(), byte: u8) {
+        let mut parts = parts(&packed());
+        let part = ["values", "columns", "positions", "row_order"][part];
+        let data = &mut parts.get_mut(part).unwrap().data;
+        let at = at.index(data.len());
+        data[at] = byte;
+        let data = data.clone();
+        match read_raw(&parts, SHAPE) {
+            Ok(read) => prop_assert_eq!(&self::parts(&read)[part].data, &data),
+            Err(Error::Tensor { name, .. } | Error::Packed { layer: name, .. }) => prop_assert!(name.starts_with(LAYER)),
+            Err(other) => prop_assert!(false, "{}", other),
+        }
+    }
+}

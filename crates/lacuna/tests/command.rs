@@ -1,0 +1,368 @@
+//! The `lacuna` command from one end to the other on a tiny checkpoint.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+
+use common::{CONTEXT, PRUNE, Q, Tensor, Tiny, WEIGHTS, read_checkpoint, read_files, sentence};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use safetensors::tensor::Dtype;
+use serde_json::{Value, json};
+
+const LAYER: &str = "model.layers.0.self_attn.q_proj";
+/// Of `sparse`: holds block 0.
+const SHARD: &str = "sparse/model-00001-of-00003.safetensors";
+/// Patterns that divide the shapes and ones that do not, with padding columns (96 mod 5 = 1) and short row blocks.
+const PATTERNS: [&str; 5] = ["2:4", "16:2:8", "64:2:5", "24:2:7", "1:2:16"];
+
+fn nll(tiny: &Tiny, model: &str) -> f64 {
+    tiny.lacuna(&format!("eval {model} --data held.jsonl --json")).json()["nll"].as_f64().unwrap()
+}
+
+fn names(value: &Value) -> Vec<&str> {
+    value.as_array().unwrap().iter().map(|layer| layer["name"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn inspect_lists_layers() {
+    let tiny = Tiny::pruned();
+    let dense = tiny.lacuna("inspect model --json").json();
+    assert_eq!(dense["model_type"], "llama");
+    assert_eq!(names(&dense["layers"]).len(), 15);
+    assert_eq!(dense["layers"][0], json!({
+        "name": LAYER, "shape": [64, 64], "dtype": "f32", "pattern": null, "density": 1.0, "prunable": true,
+        "bytes": 64 * 64 * 4,
+    }));
+    assert_eq!(dense["layers"][14]["name"], "lm_head");
+    assert_eq!(dense["layers"][14]["prunable"], false);
+    assert_eq!(dense["bytes"].as_u64().unwrap(), 4 * dense["parameters"].as_u64().unwrap());
+    assert_eq!(dense["histogram"]["zeros"], 0);
+
+    let sparse = tiny.lacuna("inspect sparse --json").json();
+    assert_eq!(sparse["parameters"], dense["parameters"]);
+    assert_eq!(sparse["layers"][0]["pattern"], "16:2:8");
+    assert_eq!(sparse["layers"][0]["density"], 0.25);
+    assert_eq!(sparse["layers"][14]["pattern"], Value::Null);
+}
+
+#[test]
+fn prune_obeys_every_pattern_and_predicts_the_size() {
+    for (dtype, shards) in [(Dtype::F32, 1), (Dtype::BF16, 2)] {
+        let tiny = Tiny::with(dtype, shards);
+        for pattern in PATTERNS {
+            let command = format!("prune model out --pattern {pattern} --calibration text.txt --json --force");
+            let before = tiny.entries();
+            let plan = tiny.lacuna(&format!("{command} --dry-run")).json();
+            assert_eq!(tiny.entries(), before, "a dry run wrote something");
+            let report = tiny.lacuna(&command).json();
+            assert_eq!(names(&report["layers"]), names(&plan["layers"]));
+            assert_eq!(report["layers"].as_array().unwrap().len(), 14);
+            for key in ["bytes_before", "bytes_after"] {
+                assert_eq!(report[key], plan[key], "{pattern}: {key}");
+            }
+            for (done, planned) in report["layers"].as_array().unwrap().iter().zip(plan["layers"].as_array().unwrap()) {
+                assert_eq!((&done["bytes_after"], &done["density"]), (&planned["bytes_after"], &planned["density"]));
+            }
+            let tensors = read_checkpoint(&tiny.path("out"));
+            let bytes: usize = tensors.values().map(|tensor| tensor.data.len()).sum();
+            assert_eq!(report["bytes_after"], bytes, "{pattern}");
+
+            let verdict = tiny.lacuna("verify out --json").json();
+            assert_eq!((&verdict["violations"], &verdict["dense_layers"]), (&json!(0), &json!(["lm_head"])));
+            for layer in verdict["layers"].as_array().unwrap() {
+                assert_eq!(layer["pattern"], pattern);
+                assert!(!["dense", "none", "reference"].contains(&layer["kernel"].as_str().unwrap()), "{layer}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_pruned_stays_as_it_is() {
+    let tiny = Tiny::with(Dtype::BF16, 2);
+    tiny.lacuna(&format!("{PRUNE} --include *.mlp.* --exclude re:layers\\.1\\.")).ok();
+    let (dense, sparse) = (read_checkpoint(&tiny.path("model")), read_checkpoint(&tiny.path("out")));
+    let pruned = ["gate_proj", "up_proj", "down_proj"].map(|name| format!("model.layers.0.mlp.{name}"));
+    for (name, tensor) in &dense {
+        match name.strip_suffix(".weight").filter(|layer| pruned.contains(&(*layer).to_owned())) {
+            Some(layer) => assert_eq!(sparse[&format!("{layer}.values")].dtype, Dtype::BF16),
+            None => assert_eq!(sparse.get(name), Some(tensor), "{name}"),
+        }
+    }
+    assert_eq!(sparse.len(), dense.len() + 2 * pruned.len());
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        assert_eq!(fs::read(tiny.path("out").join(file)).unwrap(), fs::read(tiny.path("model").join(file)).unwrap());
+    }
+}
+
+#[test]
+fn eval_reports_the_score_and_the_gap() {
+    let tiny = Tiny::pruned();
+    let score = tiny.lacuna("eval sparse --data held.jsonl --baseline model --json").json();
+    let tokens: usize = fs::read_to_string(tiny.path("held.jsonl")).unwrap().lines().map(words_in).sum();
+    // BOS comes before each document, so every word is predicted.
+    assert_eq!(score["tokens"], tokens);
+    let number = |value: &Value| value.as_f64().unwrap();
+    assert!(number(&score["nll"]) > 1.0);
+    assert!((number(&score["perplexity"]) - number(&score["nll"]).exp()).abs() < 1e-9);
+    assert!((number(&score["gap"]) - (number(&score["nll"]) - number(&score["baseline"]["nll"]))).abs() < 1e-12);
+    assert!(tiny.lacuna("eval model --data text.txt --context 32 --stride 8").ok().stdout.contains("perplexity"));
+}
+
+fn words_in(line: &str) -> usize {
+    let value: Value = serde_json::from_str(line).unwrap();
+    value["text"].as_str().unwrap().split(' ').count()
+}
+
+#[test]
+fn limits_in_the_tokenizer_do_not_cut_or_fill_texts() {
+    let tiny = Tiny::new();
+    let before = tiny.lacuna("eval model --data held.jsonl --json").json();
+    tiny.edit_json("model/tokenizer.json", |json| {
+        json["truncation"] =
+            json!({ "max_length": 4, "stride": 0, "strategy": "LongestFirst", "direction": "Right" });
+        json["padding"] = json!({
+            "strategy": { "Fixed": 50 }, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>",
+        });
+    });
+    assert_eq!(tiny.lacuna("eval model --data held.jsonl --json").json(), before);
+}
+
+#[test]
+fn run_writes_text() {
+    let tiny = Tiny::pruned();
+    let greedy = tiny.lacuna_args(&["run", "sparse", "ba be", "-n", "8"]).ok();
+    assert!(greedy.stdout.starts_with("ba be ") && greedy.stdout.trim().split(' ').count() > 2, "{}", greedy.stdout);
+
+    let batch = |seed: &str| {
+        let prompts = ["run", "sparse", "ba be bi", "du", "fa fe fi fo fu"];
+        let flags = ["-n", "20", "--temperature", "1", "--top-p", "0.9", "--top-k", "40", "--json", "--seed", seed];
+        tiny.lacuna_args(&[&prompts[..], &flags].concat()).json()["outputs"].clone()
+    };
+    let outputs = batch("7");
+    assert_eq!(outputs.as_array().unwrap().len(), 3);
+    for (output, prompt) in outputs.as_array().unwrap().iter().zip(["ba be bi", "du", "fa fe fi fo fu"]) {
+        assert_eq!(output["prompt"], prompt);
+        assert!(output["text"].as_str().unwrap().starts_with(prompt), "{output}");
+    }
+    assert_eq!(batch("7"), outputs);
+    assert_ne!(batch("8"), outputs);
+}
+
+#[test]
+fn run_stops_at_the_end_of_the_context() {
+    let tiny = Tiny::new();
+    // Without an end token only the context ends the text.
+    tiny.edit_config(|config| config["eos_token_id"] = Value::Null);
+    let outputs = tiny.lacuna("run model ba --json -n 1000").json()["outputs"].clone();
+    // BOS and one word were there before; the last token needs no position of its own.
+    assert_eq!(outputs[0]["tokens"], CONTEXT - 1);
+}
+
+#[test]
+fn bench_times_both_variants() {
+    let tiny = Tiny::pruned();
+    let bench = |model: &str| {
+        let command = format!("bench {model} --prompt-tokens 8 --decode-tokens 4 --rounds 2 --batch 2 --threads 1 --json");
+        tiny.lacuna(&command).json()
+    };
+    let kinds = |value: &Value| -> Vec<(String, String)> {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        value["rows"].as_array().unwrap().iter().map(|row| (text(&row["phase"]), text(&row["variant"]))).collect()
+    };
+    let own = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+        pairs.iter().map(|&(phase, variant)| (phase.to_owned(), variant.to_owned())).collect()
+    };
+    let (dense, sparse) = (bench("model"), bench("sparse"));
+    assert_eq!(kinds(&dense), own(&[("prefill", "dense"), ("decode", "dense")]));
+    let four = [("prefill", "dense"), ("prefill", "sparse"), ("decode", "dense"), ("decode", "sparse")];
+    assert_eq!(kinds(&sparse), own(&four));
+    for row in sparse["rows"].as_array().unwrap() {
+        assert!(row["tokens_per_second"].as_f64().unwrap() > 0.0 && row["ratio_to_dense"].as_f64().unwrap() > 0.0);
+    }
+    assert_eq!((&sparse["threads"], &sparse["batch"]), (&json!(1), &json!(2)));
+}
+
+#[test]
+fn export_is_the_same_model_with_exact_zeros() {
+    for (dtype, shards) in [(Dtype::F32, 1), (Dtype::BF16, 2)] {
+        for pattern in ["16:2:8", "64:2:5"] {
+            let tiny = Tiny::with(dtype, shards);
+            tiny.lacuna(&format!("prune model sparse --pattern {pattern} --calibration text.txt")).ok();
+            tiny.lacuna("export sparse dense --format dense").ok();
+            assert!((nll(&tiny, "sparse") - nll(&tiny, "dense")).abs() < 1e-6);
+            assert_eq!(tiny.read_json("dense/config.json"), tiny.read_json("model/config.json"));
+            tiny.lacuna(&format!("verify dense --pattern {pattern}")).ok();
+            zeros_are_positive_and_the_rest_untouched(&tiny);
+        }
+    }
+}
+
+fn zeros_are_positive_and_the_rest_untouched(tiny: &Tiny) {
+    let (original, export) = (read_checkpoint(&tiny.path("model")), read_checkpoint(&tiny.path("dense")));
+    assert!(original.keys().eq(export.keys()));
+    for (name, tensor) in &export {
+        assert_eq!((tensor.dtype, &tensor.shape), (original[name].dtype, &original[name].shape), "{name}");
+        let mut zeros = 0;
+        for (got, was) in tensor.f32s().into_iter().zip(original[name].f32s()) {
+            zeros += usize::from(got == 0.0);
+            assert!(got.to_bits() == 0 || got.to_bits() == was.to_bits(), "{name}: {got:e} was {was:e}");
+        }
+        let pruned = name.contains("_proj.");
+        assert_eq!(zeros > 0, pruned, "{name}");
+    }
+}
+
+#[test]
+fn verify_finds_a_position_that_is_none() {
+    let tiny = Tiny::pruned();
+    tiny.edit_tensors(SHARD, |tensors| tensors.get_mut(&format!("{LAYER}.positions")).unwrap().data[0] = 0x40);
+    let run = tiny.lacuna("verify sparse");
+    assert_eq!(run.code, Some(1));
+    assert!(run.stdout.contains(&format!("{LAYER}: packed layer {LAYER}: row 0, group 0 ")), "{}", run.stdout);
+    assert!(run.stdout.contains("14 layers, 1 violations"), "{}", run.stdout);
+}
+
+#[test]
+fn verify_finds_a_dense_weight_in_place_of_a_packed_one() {
+    for remove in [true, false] {
+        let tiny = Tiny::pruned();
+        let weight = common::read_tensors(&tiny.path(WEIGHTS))[Q].clone();
+        tiny.edit_tensors(SHARD, |tensors| {
+            if remove {
+                tensors.retain(|name, _| !name.starts_with(LAYER));
+            }
+            tensors.insert(Q.to_owned(), weight);
+        });
+        tiny.write_index("sparse");
+        let verdict = tiny.lacuna("verify sparse --json");
+        assert_eq!(verdict.code, Some(1));
+        let verdict: Value = serde_json::from_str(&verdict.stdout).unwrap();
+        assert_eq!(verdict["violations"], 1);
+        let layers = verdict["layers"].as_array().unwrap();
+        let layer = layers.iter().find(|layer| layer["name"] == LAYER).unwrap();
+        assert_eq!(layer["kernel"], "dense", "{layer}");
+        assert!(layer["problem"].as_str().unwrap().contains("dense weight"), "{layer}");
+    }
+}
+
+#[test]
+fn verify_finds_a_dense_export_that_breaks_the_pattern() {
+    let tiny = Tiny::pruned();
+    tiny.lacuna("export sparse dense").ok();
+    tiny.lacuna("verify dense --pattern 16:2:8").ok();
+    tiny.edit_tensors("dense/model-00001-of-00003.safetensors", |tensors| {
+        let weight = tensors.get_mut(Q).unwrap();
+        (0..8).for_each(|col| weight.set_f32(20 * 64 + col, 1.0));
+    });
+    let run = tiny.lacuna("verify dense --pattern 16:2:8");
+    assert_eq!(run.code, Some(1));
+    assert!(run.stdout.contains(&format!("{LAYER}: rows 16..32: ")), "{}", run.stdout);
+}
+
+#[test]
+fn force_replaces_the_output() {
+    let tiny = Tiny::new();
+    tiny.lacuna(PRUNE).ok();
+    tiny.write("out/stray", b"");
+    // What a run leaves that is killed just while it replaces.
+    fs::create_dir(tiny.path("out.lacuna-replaced")).unwrap();
+    tiny.write("out.lacuna-replaced/stray", b"");
+    tiny.lacuna("prune model out --pattern 2:4 --criterion magnitude --force").ok();
+    assert_eq!(tiny.entries(), ["held.jsonl", "model", "out", "text.txt"]);
+    assert!(!tiny.path("out/stray").exists());
+    assert_eq!(tiny.read_json("out/config.json")["quantization_config"]["pattern"], "2:4");
+    tiny.lacuna("verify out").ok();
+}
+
+#[test]
+fn an_output_in_new_directories_is_made() {
+    let tiny = Tiny::new();
+    tiny.lacuna("prune model new/deep/out --pattern 2:4 --criterion magnitude").ok();
+    assert_eq!(read_files(&tiny.path("new/deep/out")).len(), 7);
+}
+
+#[test]
+fn completions_are_printed() {
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(Tiny::new().lacuna(&format!("completions {shell}")).ok().stdout.contains("lacuna"));
+    }
+}
+
+/// A long enough calibration for a run to take a while.
+fn slow_prune(tiny: &Tiny) -> &'static str {
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    tiny.write("long.txt", (0..400).map(|_| sentence(&mut rng)).collect::<Vec<_>>().join("\n").as_bytes());
+    "--pattern 16:2:16 --criterion ria --calibration long.txt --json"
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_goes_on_where_it_stopped() {
+    let tiny = Tiny::new();
+    let flags = slow_prune(&tiny);
+    let undisturbed = tiny.lacuna(&format!("prune model whole {flags}")).json();
+    // The blocks' shards fit into 25 KiB, the last one with embedding and head does not.
+    let stopped = tiny.lacuna_on_a_full_disk(50, &format!("prune model out {flags}"));
+    assert_eq!(stopped.code, Some(1), "{}", stopped.stderr);
+    let resumed = tiny.lacuna(&format!("prune model out {flags}")).json();
+    assert_eq!((&undisturbed["resumed_shards"], &resumed["resumed_shards"]), (&json!(0), &json!(2)));
+    assert_eq!(resumed["layers"], undisturbed["layers"]);
+    assert_eq!(read_files(&tiny.path("out")), read_files(&tiny.path("whole")));
+    assert_eq!(tiny.entries(), ["held.jsonl", "long.txt", "model", "out", "text.txt", "whole"]);
+}
+
+#[test]
+fn a_run_killed_again_and_again_ends_with_the_same_bytes() {
+    let tiny = Tiny::new();
+    let flags = slow_prune(&tiny);
+    let started = std::time::Instant::now();
+    tiny.lacuna(&format!("prune model whole {flags}")).ok();
+    let whole = started.elapsed();
+    let expected = read_files(&tiny.path("whole"));
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let (mut kills, mut outputs) = (0, 0);
+    for attempt in 0_u32.. {
+        assert!(attempt < 500, "{kills} kills, {outputs} outputs");
+        // Later ones wait longer, in case the machine is busier now.
+        let limit = whole.as_secs_f64() * (1.0 + f64::from(attempt) / 20.0);
+        let done = kill_after(tiny.root(), &format!("prune model out {flags}"), limit * rng.random::<f64>());
+        kills += usize::from(!done);
+        assert!(!done || tiny.path("out").exists(), "said to be done without an output");
+        if tiny.path("out").exists() {
+            assert_eq!(read_files(&tiny.path("out")), expected, "after {kills} kills");
+            fs::remove_dir_all(tiny.path("out")).unwrap();
+            outputs += 1;
+        }
+        if kills >= 10 && outputs >= 3 {
+            break;
+        }
+    }
+}
+
+/// Runs `lacuna` and kills it; whether it was done before.
+fn kill_after(dir: &Path, command: &str, seconds: f64) -> bool {
+    let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_lacuna"));
+    run.args(command.split(' ')).current_dir(dir).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut run = run.spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs_f64(seconds));
+    run.kill().unwrap();
+    run.wait().unwrap().success()
+}
+
+#[test]
+fn zeros_of_the_original_stay_what_they_are() {
+    let tiny = Tiny::new();
+    tiny.edit_tensors(WEIGHTS, |tensors| {
+        let shape = [64, 64];
+        tensors.insert(Q.to_owned(), Tensor::of_f32(&shape, Dtype::F32, &[0.0; 64 * 64]));
+    });
+    tiny.lacuna(&PRUNE.replace("out", "sparse")).ok();
+    tiny.lacuna("verify sparse").ok();
+    tiny.lacuna("export sparse dense").ok();
+    assert!(read_checkpoint(&tiny.path("dense"))[Q].data.iter().all(|&byte| byte == 0));
+}
