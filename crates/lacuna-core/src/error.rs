@@ -17,7 +17,9 @@ pub enum Error {
         m: usize,
     },
     /// The matrix has no room for one block.
-    #[error("pattern {pattern} cannot fit a {rows}x{cols} weight: it needs at least {m} input columns; choose a smaller M or exclude the layer")]
+    #[error(
+        "pattern {pattern} cannot fit a {rows}x{cols} weight: it needs at least {m} input columns; choose a smaller M or exclude the layer"
+    )]
     DoesNotFit {
         /// the pattern, as printed
         pattern: String,

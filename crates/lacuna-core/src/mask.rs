@@ -15,7 +15,7 @@ impl Pair {
 
     /// Takes two positions `low < high < 4`.
     pub fn new(low: usize, high: usize) -> Option<Self> {
-        (low < high && high < GROUP_COLUMNS).then(|| Self((low | high << 2) as u8))
+        if low < high && high < GROUP_COLUMNS { Some(Self((low | high << 2) as u8)) } else { None }
     }
 
     /// Reads a code.
@@ -140,7 +140,10 @@ impl Mask {
         let grid = pattern.grid(rows, cols)?;
         let (mut columns, mut pairs) = (vec![], Vec::with_capacity(rows * grid.groups()));
         for part in parts {
-            if pattern != part.grid.pattern() || cols != part.grid.cols() || pairs.len() % (pattern.v() * grid.groups()) != 0 {
+            if pattern != part.grid.pattern()
+                || cols != part.grid.cols()
+                || pairs.len() % (pattern.v() * grid.groups()) != 0
+            {
                 let (got_rows, got_cols) = (part.grid.rows(), part.grid.cols());
                 return Err(Error::Shape { what: "part of a mask", rows: pattern.v(), cols, got_rows, got_cols });
             }

@@ -173,7 +173,11 @@ impl Packed {
                 (Some(Values::F16(all)), Values::F16(part)) => all.extend(part),
                 (Some(Values::Bf16(all)), Values::Bf16(part)) => all.extend(part),
                 (Some(all), part) => {
-                    return Err(Error::Length { what: "values of one type", want: all.len() + part.len(), got: all.len() });
+                    return Err(Error::Length {
+                        what: "values of one type",
+                        want: all.len() + part.len(),
+                        got: all.len(),
+                    });
                 }
             }
         }

@@ -1,6 +1,8 @@
 //! The laws of the design, over random patterns and shapes that V and M need not divide.
 
-use lacuna_core::{BoolMask, Dtype, Error, GROUP_COLUMNS, Grid, Mask, Matrix, Packed, Pair, Pattern, Permutation, Scores};
+use lacuna_core::{
+    BoolMask, Dtype, Error, GROUP_COLUMNS, Grid, Mask, Matrix, Packed, Pair, Pattern, Permutation, Scores,
+};
 use proptest::prelude::*;
 
 fn pattern() -> impl Strategy<Value = Pattern> {
@@ -186,7 +188,9 @@ proptest! {
 
 #[test]
 fn patterns_out_of_range_are_refused() {
-    for text in ["", "2:5", "1:4", "64:8", "0:2:8", "64:2:3", "64:1:8", "64:2:", ":2:8", "+1:2:8", "64:2:8:1", "70000:2:8"] {
+    for text in
+        ["", "2:5", "1:4", "64:8", "0:2:8", "64:2:3", "64:1:8", "64:2:", ":2:8", "+1:2:8", "64:2:8:1", "70000:2:8"]
+    {
         assert!(text.parse::<Pattern>().is_err(), "{text}");
     }
     assert_eq!("2:4".parse::<Pattern>(), "64:2:4".parse::<Pattern>());

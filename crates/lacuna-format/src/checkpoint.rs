@@ -209,7 +209,8 @@ impl Checkpoint {
         let mut data = vec![0.0; ids.len() * cols];
         for (&id, values) in ids.iter().zip(data.chunks_exact_mut(cols)) {
             let row = raw.bytes().get(id as usize * stride..(id as usize + 1) * stride);
-            let row = row.ok_or_else(|| Error::tensor(name, format!("has no row {id}; the tokenizer does not match")))?;
+            let row =
+                row.ok_or_else(|| Error::tensor(name, format!("has no row {id}; the tokenizer does not match")))?;
             widen(dtype, row, values);
             if let Some(i) = values.iter().position(|x| !x.is_finite()) {
                 return Err(not_finite(name, id as usize * cols + i, values[i]));

@@ -67,7 +67,9 @@ fn advice(cause: &std::io::Error) -> &'static str {
         ErrorKind::StorageFull | ErrorKind::FileTooLarge | ErrorKind::QuotaExceeded => {
             "; free some space and give the same command again"
         }
-        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "; check the permissions or choose another place",
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            "; check the permissions or choose another place"
+        }
         ErrorKind::NotFound => "; check the path",
         _ => "",
     }

@@ -24,10 +24,12 @@ pub struct Header {
 /// Reads the header from `source`, which is `size` bytes long in all. The error is a sentence without the file's name.
 pub fn read_header(mut source: impl Read, size: u64) -> std::result::Result<Header, String> {
     let mut length = [0; LENGTH_FIELD as usize];
-    source.read_exact(&mut length).map_err(|_| "not a safetensors file: shorter than its length field; download it again".to_owned())?;
+    let short = "not a safetensors file: shorter than its length field; download it again";
+    source.read_exact(&mut length).map_err(|_| short.to_owned())?;
     let length = u64::from_le_bytes(length);
     if length > MAX_HEADER {
-        return Err(format!("not a safetensors file: its header claims {length} bytes (limit {MAX_HEADER}); download it again"));
+        let claim = format!("its header claims {length} bytes (limit {MAX_HEADER})");
+        return Err(format!("not a safetensors file: {claim}; download it again"));
     }
     let data_start = LENGTH_FIELD + length;
     if data_start > size {
@@ -36,7 +38,8 @@ pub fn read_header(mut source: impl Read, size: u64) -> std::result::Result<Head
     let mut json = vec![0; length as usize];
     source.read_exact(&mut json).map_err(|e| format!("header cannot be read: {e}; download the file again"))?;
     let json = std::str::from_utf8(&json).map_err(|_| "header is not UTF-8; download the file again".to_owned())?;
-    let metadata: Metadata = serde_json::from_str(json).map_err(|e| format!("header is invalid: {e}; download the file again"))?;
+    let metadata: Metadata =
+        serde_json::from_str(json).map_err(|e| format!("header is invalid: {e}; download the file again"))?;
     let end = data_start.checked_add(metadata.data_len() as u64);
     match end {
         Some(end) if end == size => Ok(Header { metadata, data_start }),

@@ -1,7 +1,7 @@
 //! Checkpoints on disk: Hugging Face directories in (safetensors, shards, config, tokenizer), pruned directories out.
 //!
 //! The packed form is specified in `docs/format.md`. Everything read is checked before it is believed, with checked
-//! arithmetic; everything written gets its final name only when it is whole. Unsafe code is allowed in [`mmap`] alone.
+//! arithmetic; everything written gets its final name only when it is whole. Unsafe code is allowed in `mmap.rs` alone.
 
 mod checkpoint;
 mod error;

@@ -60,7 +60,10 @@ pub fn read_packed(layer: &str, pattern: Pattern, [rows, cols]: [usize; 2], raw:
         let elements = want.iter().try_fold(1_usize, |n, &d| n.checked_mul(d));
         let length = elements.and_then(|n| n.checked_mul(dtype.bitsize() / 8));
         if shape != want || length != Some(bytes.len()) {
-            return Err(Error::tensor(&name, format!("shape {shape:?} where {pattern} asks for {want:?}; prune again")));
+            return Err(Error::tensor(
+                &name,
+                format!("shape {shape:?} where {pattern} asks for {want:?}; prune again"),
+            ));
         }
         Ok(())
     };
@@ -72,7 +75,9 @@ pub fn read_packed(layer: &str, pattern: Pattern, [rows, cols]: [usize; 2], raw:
     }
 
     let ids: Vec<u32> = match raw.columns.0 {
-        TensorDtype::U16 => raw.columns.2.chunks_exact(2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]]))).collect(),
+        TensorDtype::U16 => {
+            raw.columns.2.chunks_exact(2).map(|b| u32::from(u16::from_le_bytes([b[0], b[1]]))).collect()
+        }
         _ => read_u32(raw.columns.2),
     };
     let columns = ids.chunks_exact(GROUP_COLUMNS).map(|c| [c[0], c[1], c[2], c[3]]).collect();

@@ -38,7 +38,12 @@ pub struct LayerSparsity {
     /// `[out_features, in_features]`
     pub shape: [usize; 2],
     /// Pattern, where it is not the checkpoint's.
-    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "to_text_opt", deserialize_with = "from_text_opt")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "to_text_opt",
+        deserialize_with = "from_text_opt"
+    )]
     pub pattern: Option<Pattern>,
 }
 
@@ -59,7 +64,9 @@ impl Sparsity {
         match version {
             Some(v) if v == u64::from(VERSION) => {}
             Some(v) if v > u64::from(VERSION) => {
-                return Err(format!("packed format version {v} is newer than this lacuna reads ({VERSION}); update it"));
+                return Err(format!(
+                    "packed format version {v} is newer than this lacuna reads ({VERSION}); update it"
+                ));
             }
             _ => return Err(format!("{SPARSITY_KEY}.version is missing or unknown (this lacuna reads {VERSION})")),
         }

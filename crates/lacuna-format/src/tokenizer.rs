@@ -39,7 +39,12 @@ impl Tokenizer {
         let prefix: Vec<u32> = match (settings["add_bos_token"].as_bool(), bos_token_id) {
             (Some(true), Some(bos)) => vec![bos],
             (Some(false), _) => vec![],
-            _ => template.first().copied().filter(|&first| bos_token_id.is_none_or(|bos| bos == first)).into_iter().collect(),
+            _ => template
+                .first()
+                .copied()
+                .filter(|&first| bos_token_id.is_none_or(|bos| bos == first))
+                .into_iter()
+                .collect(),
         };
         if let Some(id) = prefix.iter().find(|&&id| id as usize >= vocab_size) {
             let found = format!("texts would begin with token {id}, the checkpoint has {vocab_size} embeddings");

@@ -20,7 +20,8 @@ fn random_mask(rng: &mut ChaCha8Rng, pattern: Pattern, rows: usize, cols: usize)
         four
     });
     let columns = columns.collect();
-    let pairs = (0..rows * grid.groups()).map(|_| Pair::from_code([4, 8, 9, 12, 13, 14][rng.random_range(0..6)]).unwrap());
+    let pairs =
+        (0..rows * grid.groups()).map(|_| Pair::from_code([4, 8, 9, 12, 13, 14][rng.random_range(0..6)]).unwrap());
     let pairs = pairs.collect();
     Mask::new(grid, columns, pairs).unwrap()
 }
@@ -37,7 +38,8 @@ fn worst(packed: &Packed, x: &Matrix, got: &Matrix, want: &Matrix) -> (f64, usiz
         for row in 0..got.rows() {
             let bound = n * f64::from(f32::EPSILON) * norm(&mut dense.row(row).iter().copied()) * x_norm + 1e-30;
             let off = f64::from((got.row(row)[token] - want.row(row)[token]).abs()) / bound;
-            if !(off <= worst.0) {
+            // NaN is worse than anything.
+            if off > worst.0 || off.is_nan() {
                 worst = (off, row, token);
             }
         }

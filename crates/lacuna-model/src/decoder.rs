@@ -47,12 +47,7 @@ pub struct Block {
 
 impl Block {
     /// Reads block `layer`.
-    pub fn load(
-        checkpoint: &Checkpoint,
-        config: &DecoderConfig,
-        layer: usize,
-        execution: Execution,
-    ) -> Result<Self> {
+    pub fn load(checkpoint: &Checkpoint, config: &DecoderConfig, layer: usize, execution: Execution) -> Result<Self> {
         let name = DecoderConfig::block_name(layer);
         let norm = |part: &str| checkpoint.floats(&format!("{name}.{part}.weight"), &[config.hidden_size]);
         let linears: Vec<Linear> = config
@@ -153,7 +148,9 @@ impl Model {
         } else {
             return Err(Error::tensor(HEAD, "missing, and config.json does not tie it to the embedding"));
         };
-        let blocks = (0..config.layers()).map(|layer| Block::load(checkpoint, config, layer, execution)).collect::<Result<_>>()?;
+        let blocks = (0..config.layers())
+            .map(|layer| Block::load(checkpoint, config, layer, execution))
+            .collect::<Result<_>>()?;
         let norm = checkpoint.floats(FINAL_NORM, &[hidden])?;
         Ok(Self { config: config.clone(), embedding, blocks, norm, head })
     }
@@ -177,7 +174,8 @@ impl Model {
         let sequences: Vec<(usize, usize)> = batch.iter().map(|(tokens, cache)| (cache.len, tokens.len())).collect();
         let positions = Positions::new(&self.config, &sequences);
         for (layer, block) in self.blocks.iter().enumerate() {
-            let mut caches: Vec<&mut LayerCache> = batch.iter_mut().map(|(_, cache)| &mut cache.layers[layer]).collect();
+            let mut caches: Vec<&mut LayerCache> =
+                batch.iter_mut().map(|(_, cache)| &mut cache.layers[layer]).collect();
             block.forward(&mut hidden, &positions, &mut caches, &mut |_, _| {});
         }
         for (tokens, cache) in batch {

@@ -48,7 +48,9 @@ impl RopeConfig {
                 high: need("high_freq_factor")?,
                 original_positions: number("original_max_position_embeddings").unwrap_or(max_positions as f64),
             },
-            other => return Err(format!("rope scaling {other} is not supported; supported are default, linear, llama3")),
+            other => {
+                return Err(format!("rope scaling {other} is not supported; supported are default, linear, llama3"));
+            }
         };
         if !(theta.is_finite() && theta > 0.0) {
             return Err(format!("rope_theta is {theta}; it must be a positive number"));

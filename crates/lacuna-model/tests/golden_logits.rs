@@ -79,7 +79,9 @@ fn compare(dir: &Path) {
 
 #[test]
 fn logits_are_those_of_transformers() {
-    cases().iter().for_each(|dir| compare(dir));
+    for dir in cases() {
+        compare(&dir);
+    }
 }
 
 #[test]

@@ -68,13 +68,7 @@ impl Method {
             let mut lost = packed.unpack();
             lost.data_mut().iter_mut().zip(band.data()).for_each(|(p, w)| *p = w - *p);
             let energy = |a: &Matrix| stats.map_or_else(|| weight_energy(a), |stats| stats.energy(a));
-            Ok(Band {
-                packed,
-                kept_score,
-                score: scores.sum(),
-                lost_energy: energy(&lost),
-                energy: energy(&band),
-            })
+            Ok(Band { packed, kept_score, score: scores.sum(), lost_energy: energy(&lost), energy: energy(&band) })
         });
         let bands = bands.collect::<Result<Vec<Band>>>()?;
         let sum = |f: fn(&Band) -> f64| bands.iter().map(f).sum::<f64>();

@@ -21,10 +21,8 @@ fn scores_are_those_of_the_published_formulas() {
     let weight = matrix(&golden["weight"]);
     let mut stats = Stats::new(weight.cols());
     stats.observe(&transposed(&matrix(&golden["activations"])));
-    let mut cases = vec![
-        (Criterion::Magnitude, matrix(&golden["magnitude"])),
-        (Criterion::Wanda, matrix(&golden["wanda"])),
-    ];
+    let mut cases =
+        vec![(Criterion::Magnitude, matrix(&golden["magnitude"])), (Criterion::Wanda, matrix(&golden["wanda"]))];
     for case in golden["ria"].as_array().unwrap() {
         let parts = match case["parts"].as_str().unwrap() {
             "both" => RiaParts::Both,

@@ -45,7 +45,8 @@ pub fn bench(model: &Path, settings: Settings, progress: &ProgressBar) -> Result
     let Settings { prompt, decode, batch, rounds } = settings;
     if prompt + decode > config.max_positions {
         let max = config.max_positions;
-        let problem = format!("--prompt-tokens and --decode-tokens ask for {}; this model takes {max}", prompt + decode);
+        let problem =
+            format!("--prompt-tokens and --decode-tokens ask for {}; this model takes {max}", prompt + decode);
         return Err(UsageError(problem).into());
     }
     let mut variants = vec![("dense", Model::load(&checkpoint, &config, Execution::Dense)?)];
@@ -106,5 +107,5 @@ fn time(model: &Model, prompt: usize, decode: usize, batch: usize) -> (Duration,
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let n = values.len();
-    if n == 0 { f64::NAN } else { (values[(n - 1) / 2] + values[n / 2]) / 2.0 }
+    if n == 0 { f64::NAN } else { f64::midpoint(values[(n - 1) / 2], values[n / 2]) }
 }

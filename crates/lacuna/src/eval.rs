@@ -51,7 +51,12 @@ pub struct Score {
 type Scored = (Vec<u32>, usize);
 
 /// Sequences of a text file under a protocol.
-pub fn sequences(file: &Path, tokenizer: &Tokenizer, protocol: Protocol, config: &DecoderConfig) -> Result<Vec<Scored>> {
+pub fn sequences(
+    file: &Path,
+    tokenizer: &Tokenizer,
+    protocol: Protocol,
+    config: &DecoderConfig,
+) -> Result<Vec<Scored>> {
     let (Protocol::Document { context } | Protocol::Window { context, .. }) = protocol;
     if !(2..=config.max_positions).contains(&context) {
         let max = config.max_positions;
@@ -69,7 +74,9 @@ pub fn sequences(file: &Path, tokenizer: &Tokenizer, protocol: Protocol, config:
         }
         Protocol::Window { stride, .. } => {
             if !(1..=context).contains(&stride) {
-                return Err(UsageError(format!("--stride is {stride}; it must be from 1 to the context {context}")).into());
+                return Err(
+                    UsageError(format!("--stride is {stride}; it must be from 1 to the context {context}")).into()
+                );
             }
             windows(&tokenizer.encode(&documents.join("\n\n"))?, context, stride)
         }
@@ -95,7 +102,12 @@ fn windows(tokens: &[u32], context: usize, stride: usize) -> Vec<Scored> {
 }
 
 /// Evaluates a checkpoint on a text file.
-pub fn evaluate(model: &Path, file: &Path, protocol: impl Fn(&DecoderConfig) -> Protocol, bar: &ProgressBar) -> Result<Score> {
+pub fn evaluate(
+    model: &Path,
+    file: &Path,
+    protocol: impl Fn(&DecoderConfig) -> Protocol,
+    bar: &ProgressBar,
+) -> Result<Score> {
     let checkpoint = Checkpoint::open(model)?;
     let config = family::config(&checkpoint)?;
     let tokenizer = Tokenizer::open(model, config.vocab_size, config.bos_token_id)?;

@@ -107,7 +107,7 @@ pub fn inspect(model: &Path, progress: &ProgressBar) -> Result<Inspection> {
     let bins = first.zip(last).map_or(vec![], |(first, last)| bins[first..=last].to_vec());
     let others = checkpoint.tensors().iter().filter(|(name, _)| {
         let layer = name.rsplit_once('.').map_or("", |(layer, _)| layer);
-        !layers.iter().any(|l| l.name == layer && !name.ends_with(".bias"))
+        !layers.iter().any(|l| l.name == layer && name.rsplit_once('.').is_none_or(|(_, part)| part != "bias"))
     });
     let other_parameters: u64 = others.map(|(_, info)| info.shape.iter().product::<usize>() as u64).sum();
     Ok(Inspection {

@@ -58,7 +58,9 @@ impl Selector {
     pub fn select(&self, layers: Vec<LinearSpec>) -> std::result::Result<Vec<LinearSpec>, UsageError> {
         for (text, pattern) in self.include.iter().chain(&self.exclude) {
             if !layers.iter().any(|layer| pattern.matches(&layer.name)) {
-                return Err(UsageError(format!("'{text}' matches no linear layer; `lacuna inspect` lists their names")));
+                return Err(UsageError(format!(
+                    "'{text}' matches no linear layer; `lacuna inspect` lists their names"
+                )));
             }
         }
         let meant = |layer: &LinearSpec| {

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use lacuna_core::{Dtype, Matrix, Pattern};
-use lacuna_format::{Checkpoint, LayerSparsity, METHOD, OutTensor, SPARSITY_KEY, Sparsity, Staging, Tokenizer, VERSION};
+use lacuna_format::{
+    Checkpoint, LayerSparsity, METHOD, OutTensor, SPARSITY_KEY, Sparsity, Staging, Tokenizer, VERSION,
+};
 use lacuna_model::{Block, DecoderConfig, Execution, LinearSpec, family, final_norm};
 use lacuna_prune::{Criterion, Method, Selection, Stats};
 use serde::{Deserialize, Serialize};
@@ -33,6 +35,9 @@ const COMPANIONS: [&str; 9] = [
     "merges.txt",
     "tokenizer.model",
 ];
+
+/// Tensors to write under their names.
+type NamedTensors = Vec<(String, OutTensor<'static>)>;
 
 /// How to prune.
 #[derive(Debug, Clone)]
@@ -156,7 +161,8 @@ impl Job {
         let samples = match &options.calibration {
             None if options.criterion.needs_stats() => {
                 let name = options.criterion.name();
-                let problem = format!("criterion {name} looks at activations: pass --calibration FILE (.txt or .jsonl)");
+                let problem =
+                    format!("criterion {name} looks at activations: pass --calibration FILE (.txt or .jsonl)");
                 return Err(UsageError(problem).into());
             }
             None => vec![],
@@ -180,7 +186,8 @@ impl Job {
             let grid = self.options.pattern.grid(layer.rows, layer.cols)?;
             let column = if layer.cols < 65_533 { 2 } else { 4 };
             let values = grid.rows() * grid.kept_per_row() * self.value_type(layer)?.size();
-            let packed = values + grid.row_blocks() * grid.groups() * 4 * column + grid.rows() * grid.groups().div_ceil(2);
+            let packed =
+                values + grid.row_blocks() * grid.groups() * 4 * column + grid.rows() * grid.groups().div_ceil(2);
             layers.push(PlannedLayer {
                 name: layer.name.clone(),
                 shape: [layer.rows, layer.cols],
@@ -294,7 +301,7 @@ impl Job {
         layers: &[&LinearSpec],
         stats: &Statistics,
         progress: &ProgressBar,
-    ) -> Result<(Vec<(String, OutTensor<'static>)>, Vec<LayerReport>)> {
+    ) -> Result<(NamedTensors, Vec<LayerReport>)> {
         let (mut tensors, mut reports) = (vec![], vec![]);
         for layer in layers {
             progress.set_message(layer.name.clone());
@@ -416,7 +423,8 @@ impl Job {
         let tokens: u64 = self.samples.iter().map(|s| s.len() as u64).sum();
         let (hidden, inner) = (self.config.hidden_size as u64, self.config.intermediate_size as u64);
         let block: u64 = self.config.block_linears(0).iter().map(|l| (l.rows * l.cols) as u64 * 4).sum();
-        let grams = 4 * (2 * hidden * hidden + (self.config.heads * self.config.head_dim).pow(2) as u64 + inner * inner);
+        let grams =
+            4 * (2 * hidden * hidden + (self.config.heads * self.config.head_dim).pow(2) as u64 + inner * inner);
         pruning + tokens * hidden * 4 + block + grams + 2048 * 4 * (3 * inner + 6 * hidden)
     }
 }
@@ -457,7 +465,8 @@ pub(crate) fn check_output(source: &Path, output: &Path, force: bool) -> Result<
     }
     let (source, output) = (real_path(source)?, real_path(output)?);
     if output.starts_with(&source) || source.starts_with(&output) {
-        let problem = format!("output {} and input {} must be different directories", output.display(), source.display());
+        let problem =
+            format!("output {} and input {} must be different directories", output.display(), source.display());
         return Err(UsageError(problem).into());
     }
     Ok(())

@@ -296,8 +296,8 @@ fn newer_packed_format() {
 
 #[test]
 fn block_of_a_pruned_checkpoint_that_lies() {
-    let layer = "model.layers.0.self_attn.q_proj";
-    let lies: [(fn(&mut Value), &str); 5] = [
+    type Lie = (fn(&mut Value), &'static str);
+    let lies: [Lie; 5] = [
         (|block| block["version"] = json!("1"), "version"),
         (|block| block["pattern"] = json!("16:2"), "pattern"),
         (|block| block["layers"] = json!([]), "quantization_config"),
@@ -312,7 +312,7 @@ fn block_of_a_pruned_checkpoint_that_lies() {
         }
     }
     let tiny = Tiny::pruned();
-    tiny.edit_json("sparse/config.json", |config| drop(config["quantization_config"]["layers"][layer].take()));
+    tiny.edit_json("sparse/config.json", |config| drop(config["quantization_config"]["layers"]["lm_head"].take()));
     refuses(&tiny, "verify sparse", FAILED, &["sparse/config.json: quantization_config"]);
 }
 

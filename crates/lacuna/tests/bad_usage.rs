@@ -1,4 +1,4 @@
-//! Every request that `lacuna` must refuse: wrong flags, checkpoints of the wrong kind, outputs that must not be written.
+//! Every request that `lacuna` must refuse: wrong flags, checkpoints of the wrong kind, outputs not to be written.
 
 mod common;
 

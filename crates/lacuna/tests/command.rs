@@ -32,10 +32,13 @@ fn inspect_lists_layers() {
     let dense = tiny.lacuna("inspect model --json").json();
     assert_eq!(dense["model_type"], "llama");
     assert_eq!(names(&dense["layers"]).len(), 15);
-    assert_eq!(dense["layers"][0], json!({
-        "name": LAYER, "shape": [64, 64], "dtype": "f32", "pattern": null, "density": 1.0, "prunable": true,
-        "bytes": 64 * 64 * 4,
-    }));
+    assert_eq!(
+        dense["layers"][0],
+        json!({
+            "name": LAYER, "shape": [64, 64], "dtype": "f32", "pattern": null, "density": 1.0, "prunable": true,
+            "bytes": 64 * 64 * 4,
+        })
+    );
     assert_eq!(dense["layers"][14]["name"], "lm_head");
     assert_eq!(dense["layers"][14]["prunable"], false);
     assert_eq!(dense["bytes"].as_u64().unwrap(), 4 * dense["parameters"].as_u64().unwrap());
@@ -122,8 +125,7 @@ fn limits_in_the_tokenizer_do_not_cut_or_fill_texts() {
     let tiny = Tiny::new();
     let before = tiny.lacuna("eval model --data held.jsonl --json").json();
     tiny.edit_json("model/tokenizer.json", |json| {
-        json["truncation"] =
-            json!({ "max_length": 4, "stride": 0, "strategy": "LongestFirst", "direction": "Right" });
+        json["truncation"] = json!({ "max_length": 4, "stride": 0, "strategy": "LongestFirst", "direction": "Right" });
         json["padding"] = json!({
             "strategy": { "Fixed": 50 }, "direction": "Right", "pad_to_multiple_of": null,
             "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>",
@@ -167,7 +169,8 @@ fn run_stops_at_the_end_of_the_context() {
 fn bench_times_both_variants() {
     let tiny = Tiny::pruned();
     let bench = |model: &str| {
-        let command = format!("bench {model} --prompt-tokens 8 --decode-tokens 4 --rounds 2 --batch 2 --threads 1 --json");
+        let command =
+            format!("bench {model} --prompt-tokens 8 --decode-tokens 4 --rounds 2 --batch 2 --threads 1 --json");
         tiny.lacuna(&command).json()
     };
     let kinds = |value: &Value| -> Vec<(String, String)> {

@@ -32,7 +32,7 @@ struct Portable(Layout);
 
 impl SparseWeight for Portable {
     fn multiply(&self, x: &Matrix, y: &mut Matrix) {
-        self.0.multiply(x, y, |layout, tile, x, y| layout.multiply_tile(tile, x, y));
+        self.0.multiply(x, y, Layout::multiply_tile);
     }
 
     fn rows(&self) -> usize {
@@ -99,7 +99,9 @@ impl Layout {
             rest = tail;
         }
         if self.values.len() * x.cols() < PARALLEL_WORK {
-            work.into_iter().for_each(|(tile, part)| run(self, tile, x, part));
+            for (tile, part) in work {
+                run(self, tile, x, part);
+            }
         } else {
             work.into_par_iter().for_each(|(tile, part)| run(self, tile, x, part));
         }
@@ -144,7 +146,8 @@ impl Layout {
             let mut sums = [0.0_f32; 4];
             let groups = gathered.iter().zip(values).zip(positions);
             for (i, ((four, value), position)) in groups.enumerate() {
-                let product = value[0] * four[usize::from(position[0] & 3)] + value[1] * four[usize::from(position[1] & 3)];
+                let product =
+                    value[0] * four[usize::from(position[0] & 3)] + value[1] * four[usize::from(position[1] & 3)];
                 sums[i & 3] += product;
             }
             y[row * tokens + token] = (sums[0] + sums[1]) + (sums[2] + sums[3]);

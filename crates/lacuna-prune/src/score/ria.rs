@@ -34,7 +34,7 @@ impl Default for Ria {
 
 impl Ria {
     /// `norms` is `‖X_j‖₂`, `[K]`. In a row or column of zeros, 0 / 0 counts as 0.
-    pub(super) fn scorer(&self, weight: &Matrix, norms: &[f32]) -> Scorer {
+    pub(super) fn scorer(self, weight: &Matrix, norms: &[f32]) -> Scorer {
         let mut column_sums = vec![0.0_f64; weight.cols()];
         let mut row_sums = vec![0.0_f64; weight.rows()];
         for (row, row_sum) in row_sums.iter_mut().enumerate() {

@@ -88,7 +88,9 @@ fn positive(text: &str) -> Result<usize, String> {
 pub(crate) fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(e) if matches!(e.kind(), DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand) => e.exit(),
+        Err(e) if matches!(e.kind(), DisplayHelp | DisplayVersion | DisplayHelpOnMissingArgumentOrSubcommand) => {
+            e.exit()
+        }
         Err(e) => {
             eprintln!("{}", one_line(&e.to_string()));
             return ExitCode::from(2);
@@ -104,7 +106,7 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => {
             // One line: an error's causes follow it after colons.
             eprintln!("error: {}", one_line(&format!("{error:#}")));
-            let usage = error.chain().any(|cause| cause.is::<UsageError>());
+            let usage = error.chain().any(<dyn std::error::Error>::is::<UsageError>);
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }

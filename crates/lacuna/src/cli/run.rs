@@ -56,7 +56,9 @@ pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
     for prompt in &args.prompts {
         let tokens = tokenizer.encode(prompt)?;
         if tokens.is_empty() {
-            return Err(UsageError("a prompt is empty, and this model has no BOS token to start from".to_owned()).into());
+            return Err(
+                UsageError("a prompt is empty, and this model has no BOS token to start from".to_owned()).into()
+            );
         }
         if tokens.len() > config.max_positions {
             let (len, max) = (tokens.len(), config.max_positions);
@@ -65,8 +67,7 @@ pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
         prompts.push(tokens);
     }
     let model = Model::load(&checkpoint, &config, Execution::Sparse)?;
-    let sampling =
-        Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: ui.seed };
+    let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: ui.seed };
     let streaming = !ui.json && prompts.len() == 1;
     let mut stream = tokenizer.stream(&prompts[0]);
     if streaming {

@@ -1,4 +1,4 @@
-//! A tiny random LLaMA checkpoint in a temporary directory, ways to damage it, and a way to run `lacuna` beside it.
+//! A tiny random LLaMA-like checkpoint in a temporary directory, ways to damage it, a way to run `lacuna` beside it.
 #![allow(dead_code)] // each test file uses its own part
 
 use std::collections::BTreeMap;
@@ -78,11 +78,8 @@ pub type Tensors = BTreeMap<String, Tensor>;
 pub fn read_tensors(path: &Path) -> Tensors {
     let bytes = fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let own = |view: TensorView| Tensor {
-        dtype: view.dtype(),
-        shape: view.shape().to_vec(),
-        data: view.data().to_vec(),
-    };
+    let own =
+        |view: TensorView| Tensor { dtype: view.dtype(), shape: view.shape().to_vec(), data: view.data().to_vec() };
     file.iter().map(|(name, view)| (name.to_owned(), own(view))).collect()
 }
 
