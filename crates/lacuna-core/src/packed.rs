@@ -217,6 +217,23 @@ impl Packed {
     fn unpack_rows(&self, place: impl Fn(usize) -> usize) -> Matrix {
         let grid = self.mask.grid();
         let mut out = Matrix::zeros(grid.rows(), grid.cols());
+        self.visit(&mut out, place, |weight, value| *weight = value);
+        out
+    }
+
+    /// Turns the weight `W` that this was packed from into `W − Ŵ`, what packing lost.
+    pub fn subtract_from(&self, weight: &mut Matrix) -> Result<()> {
+        let (rows, cols) = (self.mask.grid().rows(), self.mask.grid().cols());
+        if (weight.rows(), weight.cols()) != (rows, cols) {
+            return Err(Error::Shape { what: "weight", rows, cols, got_rows: weight.rows(), got_cols: weight.cols() });
+        }
+        self.visit(weight, |row| self.output_row(row), |weight, value| *weight -= value);
+        Ok(())
+    }
+
+    /// Calls `f` with every kept place of `out` and its value; packed row `i` belongs to row `place(i)`.
+    fn visit(&self, out: &mut Matrix, place: impl Fn(usize) -> usize, f: impl Fn(&mut f32, f32)) {
+        let grid = self.mask.grid();
         let mut values = vec![0.0; grid.kept_per_row()];
         for row in 0..grid.rows() {
             self.values.widen(row * grid.kept_per_row(), &mut values);
@@ -224,11 +241,10 @@ impl Packed {
             for (columns, values) in self.mask.kept(row).zip(values.as_chunks::<KEPT_PER_GROUP>().0) {
                 for (col, &value) in columns.into_iter().zip(values) {
                     if let Some(weight) = target.get_mut(col) {
-                        *weight = value;
+                        f(weight, value);
                     }
                 }
             }
         }
-        out
     }
 }

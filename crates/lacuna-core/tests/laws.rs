@@ -123,6 +123,13 @@ proptest! {
         let want = mask.apply(&weight).unwrap();
         let packed = Packed::pack(&weight, mask, Dtype::F32, None).unwrap();
         prop_assert_eq!(bits(&packed.unpack()), bits(&want));
+        let mut lost = weight.clone();
+        packed.subtract_from(&mut lost).unwrap();
+        let difference = |w: &Matrix, i: usize| w.data()[i] - want.data()[i];
+        for i in 0..weight.data().len() {
+            let (got, want) = (lost.data()[i], difference(&weight, i));
+            prop_assert!(got == want || got.is_nan() && want.is_nan());
+        }
     }
 
     #[test]

@@ -60,15 +60,15 @@ impl Method {
         let starts: Vec<usize> = (0..weight.rows()).step_by(rows).collect();
         let bands = starts.into_par_iter().map(|start| {
             let end = (start + rows).min(weight.rows());
-            let band = weight.band(start..end);
+            let mut band = weight.band(start..end);
             let scores = Scores::new(scorer.scores(start, &band))?;
             let mask = self.selection.select(&scores, self.pattern)?;
             let kept_score = mask.kept_sum(scores.matrix())?;
             let packed = Packed::pack(&band, mask, self.values, None)?;
-            let mut lost = packed.unpack();
-            lost.data_mut().iter_mut().zip(band.data()).for_each(|(p, w)| *p = w - *p);
-            let energy = |a: &Matrix| stats.map_or_else(|| weight_energy(a), |stats| stats.energy(a));
-            Ok(Band { packed, kept_score, score: scores.sum(), lost_energy: energy(&lost), energy: energy(&band) })
+            let energy_of = |a: &Matrix| stats.map_or_else(|| weight_energy(a), |stats| stats.energy(a));
+            let energy = energy_of(&band);
+            packed.subtract_from(&mut band)?;
+            Ok(Band { packed, kept_score, score: scores.sum(), lost_energy: energy_of(&band), energy })
         });
         let bands = bands.collect::<Result<Vec<Band>>>()?;
         let sum = |f: fn(&Band) -> f64| bands.iter().map(f).sum::<f64>();

@@ -299,8 +299,8 @@ fn completions_are_printed() {
 /// A long enough calibration for a run to take a while.
 fn slow_prune(tiny: &Tiny) -> &'static str {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
-    tiny.write("long.txt", (0..400).map(|_| sentence(&mut rng)).collect::<Vec<_>>().join("\n").as_bytes());
-    "--pattern 16:2:16 --criterion ria --calibration long.txt --json"
+    tiny.write("long.txt", (0..200).map(|_| sentence(&mut rng)).collect::<Vec<_>>().join("\n").as_bytes());
+    "--pattern 16:2:16 --criterion ria --calibration long.txt --threads 1 --json"
 }
 
 #[cfg(unix)]
@@ -312,7 +312,8 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
     // The blocks' shards fit into 25 KiB, the last one with embedding and head does not.
     let stopped = tiny.lacuna_on_a_full_disk(50, &format!("prune model out {flags}"));
     assert_eq!(stopped.code, Some(1), "{}", stopped.stderr);
-    let resumed = tiny.lacuna(&format!("prune model out {flags}")).json();
+    // The number of threads is no setting: it changes nothing.
+    let resumed = tiny.lacuna(&format!("prune model out {flags}").replace("--threads 1", "--threads 3")).json();
     assert_eq!((&undisturbed["resumed_shards"], &resumed["resumed_shards"]), (&json!(0), &json!(2)));
     assert_eq!(resumed["layers"], undisturbed["layers"]);
     assert_eq!(read_files(&tiny.path("out")), read_files(&tiny.path("whole")));
@@ -341,7 +342,7 @@ fn a_run_killed_again_and_again_ends_with_the_same_bytes() {
             fs::remove_dir_all(tiny.path("out")).unwrap();
             outputs += 1;
         }
-        if kills >= 10 && outputs >= 3 {
+        if kills >= 10 && outputs >= 2 {
             break;
         }
     }
