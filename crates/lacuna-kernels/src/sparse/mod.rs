@@ -7,6 +7,7 @@
 mod avx2;
 mod portable;
 mod reference;
+mod strips;
 
 use lacuna_core::{Matrix, Packed};
 
@@ -35,7 +36,7 @@ pub struct Kernel {
 /// All kernels, the preferred one first. The last is the oracle and is never chosen.
 pub static KERNELS: &[Kernel] = &[
     #[cfg(target_arch = "x86_64")]
-    Kernel { name: "portable-avx2", available: avx2::available, prepare: avx2::prepare },
+    Kernel { name: "avx2", available: avx2::available, prepare: avx2::prepare },
     Kernel { name: "portable", available: || true, prepare: portable::prepare },
     REFERENCE,
 ];
