@@ -109,7 +109,7 @@ pub enum Error {
         group: usize,
     },
     /// A weight does not fit the type it shall be stored in.
-    #[error("weight {value} at row {row} does not fit {dtype}: store the values as bf16 or f32")]
+    #[error("weight {value} at row {row} does not fit {dtype}: store the values as f32")]
     Overflow {
         /// row of the weight
         row: usize,

@@ -124,12 +124,16 @@ impl Packed {
             let source = weight.row(row_order.as_ref().map_or(row, |order| order.as_slice()[row] as usize));
             kept.extend(mask.kept(row).flatten().map(|c| source.get(c).copied().unwrap_or(0.0)));
         }
-        // Only f16 can lose the range; a weight that was infinite or NaN before is the caller's to refuse.
-        if dtype == Dtype::F16 {
-            let lost = |w: &f32| w.is_finite() && !f16::from_f32(*w).is_finite();
-            if let Some(i) = kept.iter().position(lost) {
-                return Err(Error::Overflow { row: i / grid.kept_per_row(), value: kept[i], dtype: dtype.name() });
-            }
+        // A weight that was infinite or NaN before is the caller's to refuse.
+        let largest = match dtype {
+            Dtype::F32 => f32::INFINITY,
+            // The last f32 before the tie between the largest value and infinity, which goes to infinity.
+            Dtype::F16 => f32::from_bits(0x477f_efff),
+            Dtype::Bf16 => f32::from_bits(0x7f7f_7fff),
+        };
+        let lost = |w: &f32| w.is_finite() && w.abs() > largest;
+        if let Some(i) = kept.iter().position(lost) {
+            return Err(Error::Overflow { row: i / grid.kept_per_row(), value: kept[i], dtype: dtype.name() });
         }
         Self::from_parts(mask, Values::from_f32(kept, dtype), row_order)
     }

@@ -231,7 +231,20 @@ fn a_mask_refuses_what_its_pattern_forbids() {
 fn values_that_f16_cannot_hold_are_refused() {
     let weight = Matrix::new(1, 4, vec![1e6, 0.0, 1.0, 0.5]).unwrap();
     let mask = Mask::try_from(("1:2:4".parse().unwrap(), &BoolMask::non_zero(&Matrix::zeros(1, 4)))).unwrap();
-    assert!(matches!(Packed::pack(&weight, mask, Dtype::F16, None), Err(Error::Overflow { .. })));
+    assert!(matches!(Packed::pack(&weight, mask.clone(), Dtype::F16, None), Err(Error::Overflow { .. })));
+    // Around the largest value of each type: refused just where rounding gives infinity.
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        let edge: f32 = if dtype == Dtype::F16 { 65_520.0 } else { f32::from_bits(0x7f7f_8000) };
+        for bits in edge.to_bits() - 3..edge.to_bits() + 3 {
+            let weight = Matrix::new(1, 4, vec![0.0, -f32::from_bits(bits), 1.0, 1.0]).unwrap();
+            let packed = Packed::pack(&weight, mask.clone(), dtype, None);
+            let infinite = match dtype {
+                Dtype::F16 => half::f16::from_f32(f32::from_bits(bits)).is_infinite(),
+                _ => half::bf16::from_f32(f32::from_bits(bits)).is_infinite(),
+            };
+            assert_eq!(packed.is_err(), infinite, "{dtype:?} {bits:x}");
+        }
+    }
 }
 
 #[test]

@@ -175,6 +175,22 @@ impl Checkpoint {
         }
     }
 
+    /// Maps a tensor; if it is a floating-point one, refuses NaN and infinities.
+    pub fn finite(&self, name: &str) -> Result<RawTensor<'_>> {
+        let raw = self.raw(name)?;
+        let Ok(dtype) = self.dtype(name) else { return Ok(raw) };
+        let parts = raw.bytes().par_chunks(PART * dtype.size()).enumerate();
+        let bad = parts.map_init(Vec::new, |values, (part, bytes)| {
+            values.resize(bytes.len() / dtype.size(), 0.0);
+            widen(dtype, bytes, values);
+            first_not_finite(values).map(|(i, value)| (part * PART + i, value))
+        });
+        match bad.flatten().min_by_key(|&(i, _)| i) {
+            Some((i, value)) => Err(not_finite(name, i, value)),
+            None => Ok(raw),
+        }
+    }
+
     /// A floating-point tensor of just this shape, widened to f32. Refuses NaN and infinities.
     pub fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         self.check_shape(name, shape)?;
@@ -184,10 +200,7 @@ impl Checkpoint {
         let parts = values.par_chunks_mut(PART).zip(raw.bytes().par_chunks(PART * dtype.size())).enumerate();
         let bad = parts.filter_map(|(part, (values, bytes))| {
             widen(dtype, bytes, values);
-            // x * 0 is NaN just for infinities and NaN: one sum instead of a branch each.
-            let fine = values.iter().map(|x| x * 0.0).sum::<f32>() == 0.0;
-            let first = || values.iter().position(|x| !x.is_finite()).map(|i| (part * PART + i, values[i]));
-            if fine { None } else { first() }
+            first_not_finite(values).map(|(i, value)| (part * PART + i, value))
         });
         if let Some((i, value)) = bad.min_by_key(|&(i, _)| i) {
             return Err(not_finite(name, i, value));
@@ -254,6 +267,13 @@ impl Checkpoint {
         }
         Ok(hasher.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}")))
     }
+}
+
+/// Index and value of the first infinity or NaN.
+fn first_not_finite(values: &[f32]) -> Option<(usize, f32)> {
+    // x * 0 is NaN just for infinities and NaN: one sum instead of a branch each.
+    let fine = lacuna_core::sum_of(values, |x| x * 0.0) == 0.0;
+    if fine { None } else { values.iter().position(|x| !x.is_finite()).map(|i| (i, values[i])) }
 }
 
 /// Little-endian bytes to f32, exactly.

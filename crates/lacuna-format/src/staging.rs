@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use safetensors::Dtype as TensorDtype;
 use serde_json::{Value, json};
@@ -65,6 +66,9 @@ impl safetensors::View for &OutTensor<'_> {
     }
 }
 
+/// How long a lock is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+
 /// A directory in the making.
 pub struct Staging {
     target: PathBuf,
@@ -96,11 +100,7 @@ impl Staging {
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent).map_err(Error::io(parent))?;
         }
-        let lock = File::create(&lock_path).map_err(Error::io(&lock_path))?;
-        lock.try_lock().map_err(|e| match e {
-            TryLockError::WouldBlock => Error::file(target, "another lacuna is writing this output; wait for it"),
-            TryLockError::Error(cause) => Error::Io { path: lock_path, cause },
-        })?;
+        let lock = lock_file(target, &lock_path)?;
         let mut journal = json!({ "fingerprint": fingerprint, "shards": {} });
         if dir.exists() {
             // A journal that cannot be read belongs to a run that finished nothing.
@@ -176,6 +176,24 @@ impl Staging {
 
     fn write_journal(&self) -> Result<()> {
         write_whole(&self.journal_path, self.journal.to_string().as_bytes())
+    }
+}
+
+/// Takes the lock of an output. A run that was killed a moment ago may still be on its way out, so this waits a little.
+fn lock_file(target: &Path, path: &Path) -> Result<File> {
+    let lock = File::create(path).map_err(Error::io(path))?;
+    let started = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::file(target, "another lacuna is writing this output; wait for it"));
+            }
+            Err(TryLockError::Error(cause)) => return Err(Error::Io { path: path.to_owned(), cause }),
+        }
     }
 }
 

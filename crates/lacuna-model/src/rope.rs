@@ -33,7 +33,10 @@ impl RopeConfig {
         let present = |key: &str| config.get(key).filter(|value| !value.is_null());
         let settings = present("rope_scaling").or(present("rope_parameters")).unwrap_or(&Value::Null);
         let number = |key: &str| settings.get(key).and_then(Value::as_f64);
-        let theta = number("rope_theta").or(present("rope_theta").and_then(Value::as_f64)).unwrap_or(10_000.0);
+        let theta = match settings.get("rope_theta").filter(|value| !value.is_null()).or(present("rope_theta")) {
+            None => 10_000.0,
+            Some(value) => value.as_f64().ok_or_else(|| format!("rope_theta is {value}; it must be a number"))?,
+        };
         let kind = settings.get("rope_type").or(settings.get("type")).and_then(Value::as_str).unwrap_or("default");
         let need = |key: &str| match number(key) {
             Some(value) if value > 0.0 => Ok(value),

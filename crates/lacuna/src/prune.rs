@@ -258,7 +258,8 @@ impl Job {
                 let stats = if calibrating { self.observe(part, &layers, &stream)? } else { Statistics::new() };
                 let (mut tensors, report) = self.prune_layers(&layers, &stats, progress)?;
                 let raw = self.kept_tensors(part, &layers);
-                let raw = raw.map(|name| Ok((name.clone(), self.checkpoint.raw(name)?))).collect::<Result<Vec<_>>>()?;
+                let raw =
+                    raw.map(|name| Ok((name.clone(), self.checkpoint.finite(name)?))).collect::<Result<Vec<_>>>()?;
                 for (name, tensor) in &raw {
                     let out = OutTensor::new(tensor.info.dtype, tensor.info.shape.clone(), tensor.bytes());
                     tensors.push((name.clone(), out));
@@ -461,6 +462,11 @@ impl Statistics {
 pub(crate) fn check_output(source: &Path, output: &Path, force: bool) -> Result<()> {
     if output.exists() && !force {
         let problem = format!("{} already exists; choose another output or pass --force", output.display());
+        return Err(UsageError(problem).into());
+    }
+    // A slip must not cost a home directory: only what looks like a checkpoint is replaced.
+    if output.is_dir() && !output.join("config.json").is_file() && std::fs::read_dir(output)?.next().is_some() {
+        let problem = format!("{} is no checkpoint, so --force does not replace it; remove it first", output.display());
         return Err(UsageError(problem).into());
     }
     let (source, output) = (real_path(source)?, real_path(output)?);

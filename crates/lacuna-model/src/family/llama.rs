@@ -68,6 +68,10 @@ fn common(config: &Value, default_kv_heads: Option<usize>) -> Result<DecoderConf
     if head_dim % 2 != 0 {
         return Err(format!("head_dim {head_dim} is odd; rotary embedding needs pairs"));
     }
+    let layers = required(config, "num_hidden_layers")?;
+    if layers > MAX_LAYERS {
+        return Err(format!("num_hidden_layers is {layers}; it must be at most {MAX_LAYERS}"));
+    }
     let max_positions = optional(config, "max_position_embeddings")?.unwrap_or(2048);
     Ok(DecoderConfig {
         hidden_size,
@@ -83,7 +87,7 @@ fn common(config: &Value, default_kv_heads: Option<usize>) -> Result<DecoderConf
         o_bias: false,
         mlp_bias: false,
         tied: flag(config, "tie_word_embeddings", false)?,
-        windows: vec![None; required(config, "num_hidden_layers")?],
+        windows: vec![None; layers],
         bos_token_id: token_ids(config, "bos_token_id")?.first().copied(),
         eos_token_ids: token_ids(config, "eos_token_id")?,
     })
@@ -91,6 +95,8 @@ fn common(config: &Value, default_kv_heads: Option<usize>) -> Result<DecoderConf
 
 /// Largest size any key may have: keeps products of two of them inside 64 bits.
 const MAX_SIZE: u64 = 1 << 28;
+/// Far beyond any model, near enough to be refused at once.
+const MAX_LAYERS: usize = 1 << 14;
 
 fn optional(config: &Value, key: &str) -> Result<Option<usize>> {
     match config.get(key) {

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Pruning at scale: LLaMA-2-7B's shapes (13.5 GB, random bf16 weights), by magnitude, undisturbed and killed twice.
+# Needs about 25 GB of disk under the folder given (default: target/scale) and some minutes; CI does not run it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+dir=${1:-target/scale}
+cargo build --release --quiet --package lacuna --package xtask
+lacuna=target/release/lacuna
+mkdir -p "$dir"
+[ -d "$dir/dense" ] || target/release/xtask synth --like llama-2-7b --output "$dir/dense" 2> /dev/null
+prune=("$lacuna" prune "$dir/dense" --pattern 64:2:8 --criterion magnitude --quiet)
+rm -rf "$dir"/whole* "$dir"/killed*
+
+echo "reading all shards and writing as many bytes as the result has, by cp and cat:"
+time (cat "$dir"/dense/*.safetensors > /dev/null; head -c 4268761088 /dev/zero > "$dir/written"; sync "$dir/written")
+rm "$dir/written"
+"${prune[@]}" "$dir/whole"
+
+for seconds in 8 16; do
+    "${prune[@]}" "$dir/killed" &
+    sleep "$seconds"
+    kill -9 $! && wait $! 2> /dev/null || true
+    echo "killed after $seconds s with $(ls "$dir/killed.lacuna-partial" | wc -l) shards written"
+    [ ! -e "$dir/killed" ]
+done
+"${prune[@]}" "$dir/killed"
+diff --recursive "$dir/whole" "$dir/killed" && echo "the same bytes"
+rm -rf "$dir/killed"
+"$lacuna" verify "$dir/whole" --quiet | tail -n 1
