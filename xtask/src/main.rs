@@ -7,7 +7,8 @@ mod check;
 mod synth;
 mod tidy;
 
-use anyhow::Result;
+use std::process::ExitCode;
+
 use clap::Parser;
 
 #[derive(Parser)]
@@ -21,10 +22,17 @@ enum Task {
     Synth(synth::Args),
 }
 
-fn main() -> Result<()> {
-    match Task::parse() {
+fn main() -> ExitCode {
+    let done = match Task::parse() {
         Task::Check(args) => check::run(&args),
         Task::Tidy => tidy::run(),
         Task::Synth(args) => synth::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

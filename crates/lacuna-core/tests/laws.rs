@@ -128,7 +128,7 @@ proptest! {
         let difference = |w: &Matrix, i: usize| w.data()[i] - want.data()[i];
         for i in 0..weight.data().len() {
             let (got, want) = (lost.data()[i], difference(&weight, i));
-            prop_assert!(got == want || got.is_nan() && want.is_nan());
+            prop_assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan());
         }
     }
 

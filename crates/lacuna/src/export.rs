@@ -9,7 +9,7 @@ use lacuna_format::{Checkpoint, OutTensor, SPARSITY_KEY, Staging};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::prune::{check_output, copy_companions, write_index};
+use crate::output::{check_output, copy_companions, write_index};
 
 /// What was written.
 #[derive(Debug, Clone, Serialize)]

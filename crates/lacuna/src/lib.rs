@@ -13,6 +13,7 @@ pub mod export;
 pub mod inspect;
 pub mod memory;
 pub mod modules;
+mod output;
 pub mod prune;
 pub mod text;
 pub mod verify;
