@@ -29,7 +29,7 @@ fi
 "$lacuna" run "$work/sparse" "Once upon a time" --max-new-tokens 24
 "$lacuna" export "$work/sparse" "$work/dense" --format dense
 "$lacuna" verify "$work/dense" --pattern 64:2:8 --quiet | tail -n 1
-"$hf/bin/python" scripts/hf_perplexity.py "$work/dense" "$data/tinystories-eval.jsonl" | tee "$work/theirs.json"
+TQDM_DISABLE=1 "$hf/bin/python" scripts/hf_perplexity.py "$work/dense" "$data/tinystories-eval.jsonl" | tee "$work/theirs.json"
 
 python3 - "$work" <<'EOF'
 import json, sys

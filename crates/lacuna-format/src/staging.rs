@@ -164,9 +164,9 @@ impl Staging {
         if self.replace && self.target.exists() {
             // A run that was killed between the two renames left its old one.
             remove(&old)?;
-            fs::rename(&self.target, &old).map_err(Error::io(&self.target))?;
+            rename(&self.target, &old)?;
         }
-        fs::rename(&self.dir, &self.target).map_err(Error::io(&self.target))?;
+        rename(&self.dir, &self.target)?;
         remove(&old)?;
         for leftover in [&self.journal_path, &suffixed(&self.target, ".lacuna-partial.lock")] {
             fs::remove_file(leftover).map_err(Error::io(leftover))?;
@@ -221,5 +221,17 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Syncs a file and gives it its name.
 fn publish(temporary: &Path, path: &Path) -> Result<()> {
     File::open(temporary).and_then(|file| file.sync_all()).map_err(Error::io(path))?;
-    fs::rename(temporary, path).map_err(Error::io(path))
+    rename(temporary, path)
+}
+
+/// Renames and, where directories can be synced, makes the new name last through a loss of power.
+fn rename(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(Error::io(to))?;
+    if cfg!(unix)
+        && let Some(parent) = to.parent()
+    {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        File::open(parent).and_then(|dir| dir.sync_all()).map_err(Error::io(parent))?;
+    }
+    Ok(())
 }

@@ -7,11 +7,3 @@
 
 pub mod dense;
 pub mod sparse;
-
-/// Runs `work` on a pool of `threads` threads.
-///
-/// # Panics
-/// If the operating system refuses to start them.
-pub fn with_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("start threads").install(work)
-}
