@@ -1,20 +1,16 @@
 //! Everything that must hold, in the order in which it fails fastest.
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+
+use crate::root;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Leave out the round trip through Hugging Face transformers, which installs PyTorch (some GB) on its first run
     #[arg(long)]
     no_hf: bool,
-}
-
-/// The repository's root.
-pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository").to_owned()
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {

@@ -22,7 +22,7 @@ const MAY_USE: [(&str, &[&str]); 6] = [
 
 /// Fails with a line for every violation.
 pub(crate) fn run() -> Result<()> {
-    let root = crate::check::root();
+    let root = crate::root();
     let mut wrong = vec![];
     let mut files = vec![];
     for dir in ["crates", "xtask", "fuzz/fuzz_targets"] {

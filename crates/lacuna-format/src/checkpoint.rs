@@ -10,7 +10,7 @@ use safetensors::Dtype as TensorDtype;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::header::read_file_header;
+use crate::header::{read_file_header, read_json};
 use crate::mmap::Mapped;
 use crate::packed::{PackedTensors, read_packed};
 use crate::{Error, Result, Sparsity};
@@ -300,12 +300,6 @@ fn widen(dtype: Dtype, bytes: &[u8], values: &mut [f32]) {
 
 fn not_finite(name: &str, element: usize, value: f32) -> Error {
     Error::tensor(name, format!("element {element} is {value}; the checkpoint is damaged or overflowed"))
-}
-
-/// Reads a JSON file.
-pub(crate) fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("invalid JSON: {e}")))
 }
 
 /// The weight files of a directory, and where the index says each tensor lies.

@@ -1,10 +1,12 @@
-//! The header of a safetensors file, checked against the size of the file before anything is mapped.
+//! What is read before any weight: JSON files, and the header of a safetensors file, checked against the size of the
+//! file before anything is mapped.
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use safetensors::tensor::Metadata;
+use serde_json::Value;
 
 use crate::{Error, Result};
 
@@ -55,4 +57,10 @@ pub(crate) fn read_file_header(path: &Path) -> Result<Header> {
     let file = File::open(path).map_err(Error::io(path))?;
     let size = file.metadata().map_err(Error::io(path))?.len();
     read_header(file, size).map_err(|problem| Error::file(path, problem))
+}
+
+/// Reads a JSON file.
+pub(crate) fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("invalid JSON: {e}")))
 }

@@ -10,6 +10,7 @@ mod mmap;
 mod packed;
 mod sparsity;
 mod staging;
+mod tensor;
 mod tokenizer;
 
 pub use checkpoint::{Checkpoint, RawTensor, TensorInfo};
@@ -18,5 +19,6 @@ pub use header::{Header, read_header};
 pub use packed::{PackedTensors, pack_tensors, read_packed};
 pub use safetensors::Dtype as TensorDtype;
 pub use sparsity::{LayerSparsity, METHOD, SPARSITY_KEY, Sparsity, VERSION};
-pub use staging::{OutTensor, Staging, partial_dir};
+pub use staging::{Staging, partial_dir};
+pub use tensor::OutTensor;
 pub use tokenizer::{TextStream, Tokenizer};

@@ -4,11 +4,10 @@
 //! `NAME.values` `[R, G, 2]`, `NAME.columns` `[B, G, 4]`, `NAME.positions` `[R, ceil(G / 2)]` and, where an output
 //! permutation was chosen, `NAME.row_order` `[R]`.
 
-use half::{bf16, f16};
-use lacuna_core::{Dtype, GROUP_COLUMNS, Grid, KEPT_PER_GROUP, Mask, Packed, Pair, Pattern, Permutation, Values};
+use lacuna_core::{GROUP_COLUMNS, Grid, KEPT_PER_GROUP, Mask, Packed, Pair, Pattern, Permutation};
 use safetensors::Dtype as TensorDtype;
 
-use crate::staging::OutTensor;
+use crate::tensor::{OutTensor, decode_values, encode_values};
 use crate::{Error, Result};
 
 /// The widest matrix whose columns fit u16: ids run to `K + 2` where a narrow last group is padded.
@@ -144,32 +143,4 @@ fn read_positions(grid: &Grid, bytes: &[u8]) -> lacuna_core::Result<Vec<Pair>> {
         }
     }
     Ok(pairs)
-}
-
-/// Little-endian bytes of one of the three value types.
-pub(crate) fn decode_values(dtype: TensorDtype, bytes: &[u8]) -> Values {
-    let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-    match dtype {
-        TensorDtype::F16 => Values::F16(halves().map(f16::from_bits).collect()),
-        TensorDtype::BF16 => Values::Bf16(halves().map(bf16::from_bits).collect()),
-        _ => Values::F32(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
-    }
-}
-
-/// The tensor type and little-endian bytes of values.
-pub(crate) fn encode_values(values: &Values) -> (TensorDtype, Vec<u8>) {
-    match values {
-        Values::F32(v) => (TensorDtype::F32, v.iter().flat_map(|x| x.to_le_bytes()).collect()),
-        Values::F16(v) => (TensorDtype::F16, v.iter().flat_map(|x| x.to_le_bytes()).collect()),
-        Values::Bf16(v) => (TensorDtype::BF16, v.iter().flat_map(|x| x.to_le_bytes()).collect()),
-    }
-}
-
-/// The tensor type of a storage type.
-pub(crate) fn tensor_dtype(dtype: Dtype) -> TensorDtype {
-    match dtype {
-        Dtype::F32 => TensorDtype::F32,
-        Dtype::F16 => TensorDtype::F16,
-        Dtype::Bf16 => TensorDtype::BF16,
-    }
 }

@@ -5,66 +5,16 @@
 //! `TARGET`. The journal lies beside the directory, so that at no moment a directory under the final name has anything
 //! in it that does not belong there.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use safetensors::Dtype as TensorDtype;
 use serde_json::{Value, json};
 
-use crate::checkpoint::read_json;
-use crate::packed::{encode_values, tensor_dtype};
+use crate::header::read_json;
+use crate::tensor::OutTensor;
 use crate::{Error, Result};
-
-/// One tensor to write.
-pub struct OutTensor<'a> {
-    dtype: TensorDtype,
-    shape: Vec<usize>,
-    data: Cow<'a, [u8]>,
-}
-
-impl<'a> OutTensor<'a> {
-    /// `data` is little-endian and row-major, and as long as type and shape say.
-    pub fn new(dtype: TensorDtype, shape: Vec<usize>, data: impl Into<Cow<'a, [u8]>>) -> Self {
-        Self { dtype, shape, data: data.into() }
-    }
-
-    /// Number of bytes.
-    pub fn bytes(&self) -> usize {
-        self.data.len()
-    }
-
-    /// The bytes.
-    pub fn data(&self) -> &[u8] {
-        &self.data
-    }
-
-    /// A dense matrix rounded to `dtype`.
-    pub fn matrix(matrix: &lacuna_core::Matrix, dtype: lacuna_core::Dtype) -> Self {
-        let (_, bytes) = encode_values(&lacuna_core::Values::from_f32(matrix.data().to_vec(), dtype));
-        Self::new(tensor_dtype(dtype), vec![matrix.rows(), matrix.cols()], bytes)
-    }
-}
-
-impl safetensors::View for &OutTensor<'_> {
-    fn dtype(&self) -> TensorDtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.data)
-    }
-
-    fn data_len(&self) -> usize {
-        self.data.len()
-    }
-}
 
 /// How long a lock is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::checkpoint::read_json;
+use crate::header::read_json;
 use crate::{Error, Result};
 
 /// A tokenizer that matches its checkpoint.
