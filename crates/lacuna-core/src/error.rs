@@ -109,7 +109,9 @@ pub enum Error {
         group: usize,
     },
     /// A weight does not fit the type it shall be stored in.
-    #[error("weight {value} at row {row} does not fit {dtype}: store the values as f32")]
+    #[error(
+        "weight {value} at row {row} does not fit {dtype}: store the values in a wider type (bf16 reaches further than f16, f32 furthest)"
+    )]
     Overflow {
         /// row of the weight
         row: usize,
@@ -128,6 +130,17 @@ pub enum Error {
         /// length
         len: usize,
     },
+}
+
+impl Error {
+    /// The same error, where what was looked at began at row `start` of something larger.
+    #[must_use]
+    pub fn in_rows_from(mut self, start: usize) -> Self {
+        if let Self::BadScore { row, .. } | Self::Overflow { row, .. } = &mut self {
+            *row += start;
+        }
+        self
+    }
 }
 
 const GROUP: usize = crate::GROUP_COLUMNS;

@@ -8,7 +8,7 @@ pub mod score;
 pub mod select;
 mod stats;
 
-use lacuna_core::{Dtype, Matrix, Packed, Pattern, Result, Scores};
+use lacuna_core::{Dtype, Error, Matrix, Packed, Pattern, Result, Scores};
 use rayon::prelude::*;
 
 pub use score::Criterion;
@@ -58,7 +58,7 @@ impl Method {
         let v = self.pattern.v();
         let rows = (BAND_WEIGHTS / weight.cols() / v).max(1) * v;
         let starts: Vec<usize> = (0..weight.rows()).step_by(rows).collect();
-        let bands = starts.into_par_iter().map(|start| {
+        let prune_band = |start: usize| {
             let end = (start + rows).min(weight.rows());
             let mut band = weight.band(start..end);
             let scores = Scores::new(scorer.scores(start, &band))?;
@@ -69,7 +69,8 @@ impl Method {
             let energy = energy_of(&band);
             packed.subtract_from(&mut band)?;
             Ok(Band { packed, kept_score, score: scores.sum(), lost_energy: energy_of(&band), energy })
-        });
+        };
+        let bands = starts.into_par_iter().map(|start| prune_band(start).map_err(|e: Error| e.in_rows_from(start)));
         let bands = bands.collect::<Result<Vec<Band>>>()?;
         let sum = |f: fn(&Band) -> f64| bands.iter().map(f).sum::<f64>();
         let share = |part: f64, whole: f64, empty: f64| if whole > 0.0 { part / whole } else { empty };

@@ -1,7 +1,7 @@
 //! Selection against brute force, and the order that the methods must have.
 
-use lacuna_core::{Matrix, Pattern, Scores};
-use lacuna_prune::Selection;
+use lacuna_core::{Dtype, Error, Matrix, Pattern, Scores};
+use lacuna_prune::{Criterion, Method, Selection};
 use proptest::prelude::*;
 
 /// Largest sum of kept scores by trying every set of 4 columns of every block.
@@ -78,4 +78,18 @@ fn scores_that_are_all_alike_still_finish() {
     let scores = Scores::new(Matrix::new(64, 64, vec![1.0; 64 * 64]).unwrap()).unwrap();
     let mask = Selection::Exact.select(&scores, "64:2:32".parse().unwrap()).unwrap();
     assert_eq!(mask.columns(0, 1), [32, 33, 34, 35]);
+}
+
+#[test]
+fn an_error_names_the_row_of_the_layer_not_of_a_band() {
+    let mut weight = Matrix::zeros(4096, 128);
+    weight.row_mut(3000).fill(f32::MAX);
+    let method = Method {
+        criterion: Criterion::Magnitude,
+        selection: Selection::Paper,
+        pattern: "16:2:8".parse().unwrap(),
+        values: Dtype::F16,
+    };
+    let refused = method.prune(&weight, None).err();
+    assert!(matches!(refused, Some(Error::Overflow { row: 3000, .. })), "{refused:?}");
 }

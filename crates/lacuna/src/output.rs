@@ -28,15 +28,15 @@ pub(crate) fn check_output(source: &Path, output: &Path, force: bool) -> Result<
         let problem = format!("{} already exists; choose another output or pass --force", output.display());
         return Err(UsageError(problem).into());
     }
-    // A slip must not cost a home directory: only what looks like a checkpoint is replaced.
-    if output.is_dir() && !output.join("config.json").is_file() && std::fs::read_dir(output)?.next().is_some() {
-        let problem = format!("{} is no checkpoint, so --force does not replace it; remove it first", output.display());
-        return Err(UsageError(problem).into());
-    }
     let (source, output) = (real_path(source)?, real_path(output)?);
     if output.starts_with(&source) || source.starts_with(&output) {
         let problem =
             format!("output {} and input {} must be different directories", output.display(), source.display());
+        return Err(UsageError(problem).into());
+    }
+    // A slip must not cost a home directory: only what looks like a checkpoint is replaced.
+    if output.is_dir() && !output.join("config.json").is_file() && std::fs::read_dir(&output)?.next().is_some() {
+        let problem = format!("{} is no checkpoint, so --force does not replace it; remove it first", output.display());
         return Err(UsageError(problem).into());
     }
     Ok(())

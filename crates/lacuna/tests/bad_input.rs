@@ -225,7 +225,14 @@ fn missing_tensor() {
 fn weights_that_f16_cannot_hold() {
     let tiny = Tiny::new();
     tiny.edit_tensors(WEIGHTS, |tensors| tensors.get_mut(Q).unwrap().set_f32(70, 65_536.0));
-    refuses(&tiny, &format!("{PRUNE} --values f16"), FAILED, &["self_attn.q_proj", "65536", "row 1", "bf16 or f32"]);
+    refuses(&tiny, &format!("{PRUNE} --values f16"), FAILED, &["self_attn.q_proj", "65536", "row 1", "wider type"]);
+}
+
+#[test]
+fn weights_that_bf16_cannot_hold() {
+    let tiny = Tiny::new();
+    tiny.edit_tensors(WEIGHTS, |tensors| tensors.get_mut(Q).unwrap().set_f32(70, f32::MAX));
+    refuses(&tiny, &format!("{PRUNE} --values bf16"), FAILED, &["self_attn.q_proj", "row 1", "bf16", "wider type"]);
 }
 
 // config.json.

@@ -125,6 +125,17 @@ fn output_exists() {
 }
 
 #[test]
+fn force_replaces_nothing_but_a_checkpoint() {
+    let tiny = Tiny::pruned();
+    std::fs::create_dir(tiny.path("home")).unwrap();
+    tiny.write("home/letter.txt", b"dear");
+    let command = "prune model home --pattern 2:4 --criterion magnitude --force";
+    let run = tiny.lacuna(command);
+    refused(&tiny, &run, USAGE, &["home is no checkpoint", "remove it"]);
+    assert_eq!(std::fs::read(tiny.path("home/letter.txt")).unwrap(), b"dear");
+}
+
+#[test]
 fn output_is_the_input_or_inside_it_or_around_it() {
     let tiny = Tiny::pruned();
     let absolute = tiny.path("model/out");
