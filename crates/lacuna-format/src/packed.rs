@@ -4,7 +4,7 @@
 //! `NAME.values` `[R, G, 2]`, `NAME.columns` `[B, G, 4]`, `NAME.positions` `[R, ceil(G / 2)]` and, where an output
 //! permutation was chosen, `NAME.row_order` `[R]`.
 
-use lacuna_core::{GROUP_COLUMNS, Grid, KEPT_PER_GROUP, Mask, Packed, Pair, Pattern, Permutation};
+use lacuna_core::{Dtype, GROUP_COLUMNS, Grid, KEPT_PER_GROUP, Mask, Packed, Pair, Pattern, Permutation};
 use safetensors::Dtype as TensorDtype;
 
 use crate::tensor::{OutTensor, decode_values, encode_values};
@@ -43,6 +43,12 @@ fn shapes(grid: &Grid) -> [Vec<usize>; 4] {
         vec![rows, groups.div_ceil(2)],
         vec![rows],
     ]
+}
+
+/// Bytes of a packed layer without a row order.
+pub fn packed_bytes(grid: &Grid, values: Dtype) -> usize {
+    let [values_len, columns_len, positions_len, _] = shapes(grid).map(|shape| shape.iter().product::<usize>());
+    values_len * values.size() + columns_len * (column_dtype(grid.cols()).bitsize() / 8) + positions_len
 }
 
 /// Checks and decodes a layer of `[rows, cols]` under `pattern`. Every length, column id, order and position code is

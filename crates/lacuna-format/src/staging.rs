@@ -30,7 +30,7 @@ pub struct Staging {
 }
 
 /// Where the unfinished output for `target` lies.
-pub fn partial_dir(target: &Path) -> PathBuf {
+fn partial_dir(target: &Path) -> PathBuf {
     suffixed(target, ".lacuna-partial")
 }
 

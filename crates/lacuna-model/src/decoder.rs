@@ -64,11 +64,6 @@ impl Block {
         })
     }
 
-    /// The linear layers: q, k, v, o, gate, up, down.
-    pub fn linears(&self) -> &[Linear; 7] {
-        &self.linears
-    }
-
     /// Runs the tokens `hidden[H, T]` of a batch through the block, in place; one cache a sequence.
     pub fn forward(
         &self,

@@ -59,14 +59,6 @@ impl Linear {
         &self.spec
     }
 
-    /// The dense weight; `None` if the layer is sparse.
-    pub fn dense(&self) -> Option<&Matrix> {
-        match &self.weights {
-            Weights::Dense(weight) => Some(weight),
-            Weights::Sparse(_) => None,
-        }
-    }
-
     /// `[R, T]` from `[K, T]`.
     pub fn forward(&self, x: &Matrix) -> Matrix {
         let mut y = match &self.weights {

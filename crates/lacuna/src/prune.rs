@@ -172,10 +172,7 @@ impl Job {
         let mut layers = vec![];
         for layer in &self.chosen {
             let grid = self.options.pattern.grid(layer.rows, layer.cols)?;
-            let column = if layer.cols < 65_533 { 2 } else { 4 };
-            let values = grid.rows() * grid.kept_per_row() * self.value_type(layer)?.size();
-            let packed =
-                values + grid.row_blocks() * grid.groups() * 4 * column + grid.rows() * grid.groups().div_ceil(2);
+            let packed = lacuna_format::packed_bytes(&grid, self.value_type(layer)?);
             layers.push(PlannedLayer {
                 name: layer.name.clone(),
                 shape: [layer.rows, layer.cols],
