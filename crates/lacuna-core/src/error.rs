@@ -120,6 +120,28 @@ pub enum Error {
         /// the type's name
         dtype: &'static str,
     },
+    /// A code is out of the range of its type.
+    #[error("row {row} holds the code {code}, which {int} does not have")]
+    BadCode {
+        /// row
+        row: usize,
+        /// the code
+        code: i8,
+        /// the type's name
+        int: &'static str,
+    },
+    /// A scale is not finite or does not belong to its codes.
+    #[error("scale {block} of row {row} is {value}: {why}")]
+    BadScale {
+        /// row
+        row: usize,
+        /// which of the row's scales
+        block: usize,
+        /// the scale
+        value: f32,
+        /// what is wrong with it
+        why: &'static str,
+    },
     /// Not a bijection of `0..len`.
     #[error("entry {index} of a permutation of {len} is {value}, out of range or used twice")]
     NotAPermutation {

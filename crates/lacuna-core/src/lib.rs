@@ -14,12 +14,16 @@ mod matrix;
 mod packed;
 mod pattern;
 mod permutation;
+mod quantized;
 mod scores;
+mod values;
 
 pub use error::{Error, Result};
 pub use mask::{BoolMask, Mask, Pair};
 pub use matrix::{Matrix, sum_of};
-pub use packed::{Dtype, Packed, Values};
+pub use packed::Packed;
 pub use pattern::{GROUP_COLUMNS, Grid, KEPT_PER_GROUP, Pattern};
 pub use permutation::Permutation;
+pub use quantized::{IntType, Quantized, ScaleGroup};
 pub use scores::Scores;
+pub use values::{Dtype, ValueType, Values};

@@ -167,11 +167,20 @@ impl Mask {
 
     /// Sum of the kept entries of a weight-shaped matrix, in f64.
     pub fn kept_sum(&self, matrix: &Matrix) -> Result<f64> {
-        self.check_shape("scores", matrix)?;
+        self.sum_kept("scores", matrix, |v| v)
+    }
+
+    /// Sum of the squares of the kept entries of a weight-shaped matrix, in f64.
+    pub fn kept_energy(&self, matrix: &Matrix) -> Result<f64> {
+        self.sum_kept("weight", matrix, |v| v * v)
+    }
+
+    fn sum_kept(&self, what: &'static str, matrix: &Matrix, f: impl Fn(f64) -> f64) -> Result<f64> {
+        self.check_shape(what, matrix)?;
         let mut sum = 0.0;
         for row in 0..matrix.rows() {
             let source = matrix.row(row);
-            sum += self.kept(row).flatten().filter_map(|c| source.get(c)).map(|&v| f64::from(v)).sum::<f64>();
+            sum += self.kept(row).flatten().filter_map(|c| source.get(c)).map(|&v| f(v.into())).sum::<f64>();
         }
         Ok(sum)
     }

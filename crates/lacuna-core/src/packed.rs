@@ -1,104 +1,9 @@
 //! The packed form: kept values beside the mask that says where they belong.
 //!
-//! Law: `unpack(pack(W, mask)) == mask ⊙ W`, bit for bit, for weights that the value type can hold.
+//! Law: `unpack(pack(W, mask)) == mask ⊙ W`, bit for bit, for weights that the value type can hold. Integers hold what
+//! their codes and scales say, and `unpack` gives just that.
 
-use half::{bf16, f16};
-
-use crate::{Error, KEPT_PER_GROUP, Mask, Matrix, Permutation, Result};
-
-/// How values are stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Dtype {
-    /// IEEE single precision
-    F32,
-    /// IEEE half precision
-    F16,
-    /// bfloat16
-    Bf16,
-}
-
-impl Dtype {
-    /// Name as users write it: `f32`, `f16`, `bf16`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-        }
-    }
-
-    /// Bytes of one value.
-    pub fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-        }
-    }
-}
-
-/// A buffer of values in one of the storage types.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Values {
-    /// single precision
-    F32(Vec<f32>),
-    /// half precision
-    F16(Vec<f16>),
-    /// bfloat16
-    Bf16(Vec<bf16>),
-}
-
-impl Values {
-    /// Rounds to nearest even. The result may hold an infinity where `f16` cannot hold the value.
-    pub fn from_f32(values: Vec<f32>, dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F32 => Self::F32(values),
-            Dtype::F16 => Self::F16(values.into_iter().map(f16::from_f32).collect()),
-            Dtype::Bf16 => Self::Bf16(values.into_iter().map(bf16::from_f32).collect()),
-        }
-    }
-
-    /// The storage type.
-    pub fn dtype(&self) -> Dtype {
-        match self {
-            Self::F32(_) => Dtype::F32,
-            Self::F16(_) => Dtype::F16,
-            Self::Bf16(_) => Dtype::Bf16,
-        }
-    }
-
-    /// Number of values.
-    pub fn len(&self) -> usize {
-        match self {
-            Self::F32(v) => v.len(),
-            Self::F16(v) => v.len(),
-            Self::Bf16(v) => v.len(),
-        }
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Some values from `start` on, widened (exact).
-    fn widen(&self, start: usize, out: &mut [f32]) {
-        let end = start + out.len();
-        match self {
-            Self::F32(v) => out.copy_from_slice(&v[start..end]),
-            Self::F16(v) => out.iter_mut().zip(&v[start..end]).for_each(|(o, x)| *o = x.to_f32()),
-            Self::Bf16(v) => out.iter_mut().zip(&v[start..end]).for_each(|(o, x)| *o = x.to_f32()),
-        }
-    }
-
-    /// One value, widened (exact).
-    pub fn get(&self, i: usize) -> f32 {
-        match self {
-            Self::F32(v) => v[i],
-            Self::F16(v) => v[i].to_f32(),
-            Self::Bf16(v) => v[i].to_f32(),
-        }
-    }
-}
+use crate::{Error, KEPT_PER_GROUP, Mask, Matrix, Permutation, Result, ValueType, Values};
 
 /// A pruned weight `[R, K]`, stored compressed.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,10 +15,15 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// Keeps what `mask` keeps of `weight`, rounded to `dtype`.
+    /// Keeps what `mask` keeps of `weight`, rounded to a type of values.
     ///
     /// With a `row_order`, row `i` of the mask and of the packed values is row `row_order[i]` of `weight`.
-    pub fn pack(weight: &Matrix, mask: Mask, dtype: Dtype, row_order: Option<Permutation>) -> Result<Self> {
+    pub fn pack(
+        weight: &Matrix,
+        mask: Mask,
+        values: impl Into<ValueType>,
+        row_order: Option<Permutation>,
+    ) -> Result<Self> {
         let grid = *mask.grid();
         if (weight.rows(), weight.cols()) != (grid.rows(), grid.cols()) {
             let (rows, cols) = (grid.rows(), grid.cols());
@@ -124,18 +34,7 @@ impl Packed {
             let source = weight.row(row_order.as_ref().map_or(row, |order| order.as_slice()[row] as usize));
             kept.extend(mask.kept(row).flatten().map(|c| source.get(c).copied().unwrap_or(0.0)));
         }
-        // A weight that was infinite or NaN before is the caller's to refuse.
-        let largest = match dtype {
-            Dtype::F32 => f32::INFINITY,
-            // The last f32 before the tie between the largest value and infinity, which goes to infinity.
-            Dtype::F16 => f32::from_bits(0x477f_efff),
-            Dtype::Bf16 => f32::from_bits(0x7f7f_7fff),
-        };
-        let lost = |w: &f32| w.is_finite() && w.abs() > largest;
-        if let Some(i) = kept.iter().position(lost) {
-            return Err(Error::Overflow { row: i / grid.kept_per_row(), value: kept[i], dtype: dtype.name() });
-        }
-        Self::from_parts(mask, Values::from_f32(kept, dtype), row_order)
+        Self::from_parts(mask, Values::round(kept, grid.kept_per_row(), values.into())?, row_order)
     }
 
     /// Takes values `[R, G, 2]`. Refuses wrong lengths and values other than zero in padding columns.
@@ -144,6 +43,12 @@ impl Packed {
         let want = grid.rows() * grid.kept_per_row();
         if values.len() != want {
             return Err(Error::Length { what: "values", want, got: values.len() });
+        }
+        if let Values::Quantized(values) = &values
+            && values.kept_per_row() != grid.kept_per_row()
+        {
+            let (want, got) = (grid.kept_per_row(), values.kept_per_row());
+            return Err(Error::Length { what: "row of codes", want, got });
         }
         if let Some(order) = row_order.as_ref().filter(|order| order.len() != grid.rows()) {
             return Err(Error::Length { what: "row order", want: grid.rows(), got: order.len() });
@@ -171,18 +76,9 @@ impl Packed {
                 return Err(Error::Length { what: "row order of a part", want: 0, got: order.len() });
             }
             masks.push(part.mask);
-            match (&mut values, part.values) {
-                (None, part) => values = Some(part),
-                (Some(Values::F32(all)), Values::F32(part)) => all.extend(part),
-                (Some(Values::F16(all)), Values::F16(part)) => all.extend(part),
-                (Some(Values::Bf16(all)), Values::Bf16(part)) => all.extend(part),
-                (Some(all), part) => {
-                    return Err(Error::Length {
-                        what: "values of one type",
-                        want: all.len() + part.len(),
-                        got: all.len(),
-                    });
-                }
+            match &mut values {
+                None => values = Some(part.values),
+                Some(all) => all.append(part.values)?,
             }
         }
         Self::from_parts(Mask::stack(masks)?, values.unwrap_or(Values::F32(vec![])), None)
@@ -240,7 +136,7 @@ impl Packed {
         let grid = self.mask.grid();
         let mut values = vec![0.0; grid.kept_per_row()];
         for row in 0..grid.rows() {
-            self.values.widen(row * grid.kept_per_row(), &mut values);
+            self.values.widen_row(row, &mut values);
             let target = out.row_mut(place(row));
             for (columns, values) in self.mask.kept(row).zip(values.as_chunks::<KEPT_PER_GROUP>().0) {
                 for (col, &value) in columns.into_iter().zip(values) {

@@ -1,0 +1,175 @@
+//! Buffers of kept values in the types they are stored in.
+
+use half::{bf16, f16};
+
+use crate::{Error, IntType, Quantized, Result, ScaleGroup};
+
+/// A floating-point type: of a dense tensor, or of kept values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// IEEE single precision
+    F32,
+    /// IEEE half precision
+    F16,
+    /// bfloat16
+    Bf16,
+}
+
+impl Dtype {
+    /// Name as users write it: `f32`, `f16`, `bf16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// Bytes of one value.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+/// How kept values are stored. Dense tensors are never integers; they have a [`Dtype`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ValueType {
+    /// each by itself
+    Float(Dtype),
+    /// as integers, so many of a row under one f16 scale
+    Int(IntType, ScaleGroup),
+}
+
+impl ValueType {
+    /// Name as users write it: `f32`, `f16`, `bf16`, `int8`, `int4`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Float(dtype) => dtype.name(),
+            Self::Int(int, _) => int.name(),
+        }
+    }
+
+    /// How many values share a scale, if they do.
+    pub fn scale_group(self) -> Option<ScaleGroup> {
+        match self {
+            Self::Float(_) => None,
+            Self::Int(_, group) => Some(group),
+        }
+    }
+}
+
+impl From<Dtype> for ValueType {
+    fn from(dtype: Dtype) -> Self {
+        Self::Float(dtype)
+    }
+}
+
+/// A buffer of values in one of the storage types.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Values {
+    /// single precision
+    F32(Vec<f32>),
+    /// half precision
+    F16(Vec<f16>),
+    /// bfloat16
+    Bf16(Vec<bf16>),
+    /// integers under shared scales
+    Quantized(Quantized),
+}
+
+impl Values {
+    /// Rounds to nearest even. The result may hold an infinity where `f16` cannot hold the value.
+    pub fn from_f32(values: Vec<f32>, dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32(values),
+            Dtype::F16 => Self::F16(values.into_iter().map(f16::from_f32).collect()),
+            Dtype::Bf16 => Self::Bf16(values.into_iter().map(bf16::from_f32).collect()),
+        }
+    }
+
+    /// Rounds rows of `kept_per_row` values. Refuses, by row, a finite value that would become infinite, and for
+    /// integers every value that no finite scale reaches.
+    pub(crate) fn round(values: Vec<f32>, kept_per_row: usize, value_type: ValueType) -> Result<Self> {
+        let dtype = match value_type {
+            ValueType::Float(dtype) => dtype,
+            ValueType::Int(int, group) => {
+                return Quantized::quantize(&values, kept_per_row, int, group).map(Self::Quantized);
+            }
+        };
+        // A weight that was infinite or NaN before is the caller's to refuse.
+        let largest = match dtype {
+            Dtype::F32 => f32::INFINITY,
+            // The last f32 before the tie between the largest value and infinity, which goes to infinity.
+            Dtype::F16 => f32::from_bits(0x477f_efff),
+            Dtype::Bf16 => f32::from_bits(0x7f7f_7fff),
+        };
+        let lost = |w: &f32| w.is_finite() && w.abs() > largest;
+        match values.iter().position(lost) {
+            Some(i) => Err(Error::Overflow { row: i / kept_per_row, value: values[i], dtype: dtype.name() }),
+            None => Ok(Self::from_f32(values, dtype)),
+        }
+    }
+
+    /// The storage type.
+    pub fn value_type(&self) -> ValueType {
+        match self {
+            Self::F32(_) => Dtype::F32.into(),
+            Self::F16(_) => Dtype::F16.into(),
+            Self::Bf16(_) => Dtype::Bf16.into(),
+            Self::Quantized(v) => ValueType::Int(v.int(), v.group()),
+        }
+    }
+
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(v) => v.len(),
+            Self::F16(v) => v.len(),
+            Self::Bf16(v) => v.len(),
+            Self::Quantized(v) => v.codes().len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// One row of as many values as `out` takes, widened (exact).
+    pub(crate) fn widen_row(&self, row: usize, out: &mut [f32]) {
+        let range = row * out.len()..(row + 1) * out.len();
+        match self {
+            Self::F32(v) => out.copy_from_slice(&v[range]),
+            Self::F16(v) => out.iter_mut().zip(&v[range]).for_each(|(o, x)| *o = x.to_f32()),
+            Self::Bf16(v) => out.iter_mut().zip(&v[range]).for_each(|(o, x)| *o = x.to_f32()),
+            Self::Quantized(v) => v.widen_row(row, out),
+        }
+    }
+
+    /// One value, widened (exact).
+    pub fn get(&self, i: usize) -> f32 {
+        match self {
+            Self::F32(v) => v[i],
+            Self::F16(v) => v[i].to_f32(),
+            Self::Bf16(v) => v[i].to_f32(),
+            Self::Quantized(v) => v.get(i),
+        }
+    }
+
+    /// Appends the rows of another buffer of the same type.
+    pub(crate) fn append(&mut self, rows: Self) -> Result<()> {
+        let (all, more) = (self.len(), rows.len());
+        let other = || Error::Length { what: "values of one type", want: all + more, got: all };
+        match (self, rows) {
+            (Self::F32(all), Self::F32(rows)) => all.extend(rows),
+            (Self::F16(all), Self::F16(rows)) => all.extend(rows),
+            (Self::Bf16(all), Self::Bf16(rows)) => all.extend(rows),
+            (Self::Quantized(all), Self::Quantized(rows)) => all.append(rows).map_err(|_| other())?,
+            _ => return Err(other()),
+        }
+        Ok(())
+    }
+}
