@@ -32,6 +32,17 @@ impl Dtype {
             Self::F16 | Self::Bf16 => 2,
         }
     }
+
+    /// Whether rounding leaves a finite value finite.
+    pub fn holds(self, value: f32) -> bool {
+        value.abs()
+            <= match self {
+                Self::F32 => f32::MAX,
+                // The last f32 before the tie between the largest value and infinity, which goes to infinity.
+                Self::F16 => f32::from_bits(0x477f_efff),
+                Self::Bf16 => f32::from_bits(0x7f7f_7fff),
+            }
+    }
 }
 
 /// How kept values are stored. Dense tensors are never integers; they have a [`Dtype`].
@@ -52,11 +63,11 @@ impl ValueType {
         }
     }
 
-    /// How many values share a scale, if they do.
-    pub fn scale_group(self) -> Option<ScaleGroup> {
+    /// Which integers under which scales, if they are integers.
+    pub fn integers(self) -> Option<(IntType, ScaleGroup)> {
         match self {
             Self::Float(_) => None,
-            Self::Int(_, group) => Some(group),
+            Self::Int(int, group) => Some((int, group)),
         }
     }
 }
@@ -100,13 +111,7 @@ impl Values {
             }
         };
         // A weight that was infinite or NaN before is the caller's to refuse.
-        let largest = match dtype {
-            Dtype::F32 => f32::INFINITY,
-            // The last f32 before the tie between the largest value and infinity, which goes to infinity.
-            Dtype::F16 => f32::from_bits(0x477f_efff),
-            Dtype::Bf16 => f32::from_bits(0x7f7f_7fff),
-        };
-        let lost = |w: &f32| w.is_finite() && w.abs() > largest;
+        let lost = |&w: &f32| w.is_finite() && !dtype.holds(w);
         match values.iter().position(lost) {
             Some(i) => Err(Error::Overflow { row: i / kept_per_row, value: values[i], dtype: dtype.name() }),
             None => Ok(Self::from_f32(values, dtype)),
