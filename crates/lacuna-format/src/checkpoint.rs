@@ -238,11 +238,14 @@ impl Checkpoint {
         let part = |part: &str| self.raw(&format!("{layer}.{part}"));
         let (values, columns, positions) = (part("values")?, part("columns")?, part("positions")?);
         let row_order = if self.has(&format!("{layer}.row_order")) { Some(part("row_order")?) } else { None };
+        let scale_group = self.sparsity.as_ref().and_then(|s| s.scale_group);
+        let scales = scale_group.map(|group| Ok((group, part("scales")?))).transpose()?;
         let raw = PackedTensors {
             values: (values.info.dtype, &values.info.shape, values.bytes()),
             columns: (columns.info.dtype, &columns.info.shape, columns.bytes()),
             positions: (positions.info.dtype, &positions.info.shape, positions.bytes()),
             row_order: row_order.as_ref().map(|t| (t.info.dtype, &t.info.shape[..], t.bytes())),
+            scales: scales.as_ref().map(|(group, t)| (*group, (t.info.dtype, &t.info.shape[..], t.bytes()))),
         };
         read_packed(layer, pattern, shape, &raw).map(Some)
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lacuna_core::Pattern;
+use lacuna_core::{Pattern, ScaleGroup};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Key of the block in config.json: where loaders of compressed checkpoints look.
@@ -22,6 +22,14 @@ pub struct Sparsity {
     /// Pattern of every layer that names no other.
     #[serde(serialize_with = "to_text", deserialize_with = "from_text")]
     pub pattern: Pattern,
+    /// Kept values that share a scale, where values are integers. Their tensors tell int8 from int4.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "to_number",
+        deserialize_with = "from_number"
+    )]
+    pub scale_group: Option<ScaleGroup>,
     /// Criterion that scored the weights.
     pub criterion: String,
     /// Every setting that shaped the result.
@@ -92,4 +100,15 @@ fn to_text_opt<S: Serializer>(pattern: &Option<Pattern>, serializer: S) -> Resul
 
 fn from_text_opt<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Pattern>, D::Error> {
     from_text(deserializer).map(Some)
+}
+
+#[allow(clippy::ref_option, clippy::trivially_copy_pass_by_ref)] // the signature is serde's
+fn to_number<S: Serializer>(group: &Option<ScaleGroup>, serializer: S) -> Result<S::Ok, S::Error> {
+    group.map(ScaleGroup::values).serialize(serializer)
+}
+
+fn from_number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ScaleGroup>, D::Error> {
+    let values = usize::deserialize(deserializer)?;
+    let group = ScaleGroup::new(values);
+    group.map(Some).ok_or_else(|| serde::de::Error::custom(format!("scale_group is {values}, not 32, 64 or 128")))
 }

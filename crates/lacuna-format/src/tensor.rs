@@ -1,9 +1,9 @@
-//! Tensors on their way to and from a file: values as little-endian bytes.
+//! Tensors on their way to and from a file: values as little-endian bytes, int4 codes two a byte.
 
 use std::borrow::Cow;
 
 use half::{bf16, f16};
-use lacuna_core::{Dtype, Values};
+use lacuna_core::{Dtype, IntType, Matrix, Values};
 use safetensors::Dtype as TensorDtype;
 
 /// One tensor to write.
@@ -30,9 +30,9 @@ impl<'a> OutTensor<'a> {
     }
 
     /// A dense matrix rounded to `dtype`.
-    pub fn matrix(matrix: &lacuna_core::Matrix, dtype: lacuna_core::Dtype) -> Self {
-        let (_, bytes) = encode_values(&lacuna_core::Values::from_f32(matrix.data().to_vec(), dtype));
-        Self::new(tensor_dtype(dtype), vec![matrix.rows(), matrix.cols()], bytes)
+    pub fn matrix(matrix: &Matrix, dtype: Dtype) -> Self {
+        let (dtype, bytes) = encode_values(&Values::from_f32(matrix.data().to_vec(), dtype));
+        Self::new(dtype, vec![matrix.rows(), matrix.cols()], bytes)
     }
 }
 
@@ -54,30 +54,41 @@ impl safetensors::View for &OutTensor<'_> {
     }
 }
 
-/// Little-endian bytes of one of the three value types.
-pub(crate) fn decode_values(dtype: TensorDtype, bytes: &[u8]) -> Values {
-    let halves = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+/// Little-endian bytes of one of the three floating-point types.
+pub(crate) fn decode_floats(dtype: TensorDtype, bytes: &[u8]) -> Values {
     match dtype {
-        TensorDtype::F16 => Values::F16(halves().map(f16::from_bits).collect()),
-        TensorDtype::BF16 => Values::Bf16(halves().map(bf16::from_bits).collect()),
+        TensorDtype::F16 => Values::F16(decode_f16(bytes)),
+        TensorDtype::BF16 => Values::Bf16(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]])).collect()),
         _ => Values::F32(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()),
     }
 }
 
-/// The tensor type and little-endian bytes of values.
+/// Little-endian bytes of f16.
+pub(crate) fn decode_f16(bytes: &[u8]) -> Vec<f16> {
+    bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect()
+}
+
+/// Codes of int8 from bytes, or of int4 from nibbles: the low one first, each in two's complement.
+pub(crate) fn decode_codes(int: IntType, bytes: &[u8]) -> Vec<i8> {
+    match int {
+        IntType::Int8 => bytes.iter().map(|&b| b.cast_signed()).collect(),
+        IntType::Int4 => bytes.iter().flat_map(|&b| [(b << 4).cast_signed() >> 4, b.cast_signed() >> 4]).collect(),
+    }
+}
+
+/// The tensor type and little-endian bytes of values; of integers the codes alone.
 pub(crate) fn encode_values(values: &Values) -> (TensorDtype, Vec<u8>) {
     match values {
         Values::F32(v) => (TensorDtype::F32, v.iter().flat_map(|x| x.to_le_bytes()).collect()),
         Values::F16(v) => (TensorDtype::F16, v.iter().flat_map(|x| x.to_le_bytes()).collect()),
         Values::Bf16(v) => (TensorDtype::BF16, v.iter().flat_map(|x| x.to_le_bytes()).collect()),
-    }
-}
-
-/// The tensor type of a storage type.
-pub(crate) fn tensor_dtype(dtype: Dtype) -> TensorDtype {
-    match dtype {
-        Dtype::F32 => TensorDtype::F32,
-        Dtype::F16 => TensorDtype::F16,
-        Dtype::Bf16 => TensorDtype::BF16,
+        Values::Quantized(v) => match v.int() {
+            IntType::Int8 => (TensorDtype::I8, v.codes().iter().map(|code| code.cast_unsigned()).collect()),
+            // Rows hold pairs, so no row ends within a byte.
+            IntType::Int4 => {
+                let byte = |pair: &[i8]| pair[0].cast_unsigned() & 15 | pair[1].cast_unsigned() << 4;
+                (TensorDtype::U8, v.codes().chunks_exact(2).map(byte).collect())
+            }
+        },
     }
 }

@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use lacuna_core::{Dtype, GROUP_COLUMNS, Grid, Mask, Matrix, Packed, Pair, Pattern, Permutation};
+use half::f16;
+use lacuna_core::{
+    Dtype, GROUP_COLUMNS, Grid, IntType, Mask, Matrix, Packed, Pair, Pattern, Permutation, Quantized, ScaleGroup,
+    ValueType, Values,
+};
 use lacuna_format::{
     Checkpoint, Error, LayerSparsity, METHOD, OutTensor, PackedTensors, Result, Sparsity, TensorDtype, VERSION,
-    pack_tensors, read_packed,
+    pack_tensors, packed_bytes, read_packed,
 };
 use proptest::prelude::*;
 use safetensors::SafeTensors;
@@ -53,6 +57,17 @@ impl Tensor {
         self.data[byte] = self.data[byte] & !(15 << shift) | code << shift;
     }
 
+    /// An int4 code, the low nibble of a group first.
+    fn nibble(&mut self, row: usize, group: usize, slot: usize, code: u8) {
+        let (byte, shift) = (row * GROUPS + group, slot * 4);
+        self.data[byte] = self.data[byte] & !(15 << shift) | code << shift;
+    }
+
+    /// The one scale of a row.
+    fn scale(&mut self, row: usize, value: f32) {
+        self.put(row, &f16::from_f32(value).to_le_bytes());
+    }
+
     fn entry(&mut self, row: usize, value: u32) {
         self.put(row, &value.to_le_bytes());
     }
@@ -64,8 +79,13 @@ fn pattern() -> Pattern {
     "4:2:8".parse().unwrap()
 }
 
-/// A sound layer in f32; rows 0 to 4 keep a padding column each, and the rows are in reverse order.
+/// A sound layer in f32.
 fn packed() -> Packed {
+    packed_as(Dtype::F32.into())
+}
+
+/// Rows 0 to 4 keep a padding column each, and the rows are in reverse order.
+fn packed_as(values: ValueType) -> Packed {
     let grid = pattern().grid(SHAPE[0], SHAPE[1]).unwrap();
     let columns = (0..grid.row_blocks()).flat_map(|_| COLUMNS).collect();
     let code = |i: usize| match (i / GROUPS, i % GROUPS) {
@@ -78,7 +98,7 @@ fn packed() -> Packed {
     let weight = (1..=SHAPE[0] * SHAPE[1]).map(|i| i as f32 / 8.0).collect();
     let weight = Matrix::new(SHAPE[0], SHAPE[1], weight).unwrap();
     let order = Permutation::new((0..SHAPE[0] as u32).rev().collect()).unwrap();
-    Packed::pack(&weight, mask, Dtype::F32, Some(order)).unwrap()
+    Packed::pack(&weight, mask, values, Some(order)).unwrap()
 }
 
 fn parts(packed: &Packed) -> Parts {
@@ -92,6 +112,10 @@ fn parts(packed: &Packed) -> Parts {
 
 /// Writes the tensors into a file and reads the layer as a checkpoint does.
 fn read(parts: &Parts, shape: [usize; 2]) -> Result<Option<Packed>> {
+    read_under(parts, shape, None)
+}
+
+fn read_under(parts: &Parts, shape: [usize; 2], scale_group: Option<ScaleGroup>) -> Result<Option<Packed>> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.safetensors");
     let views = parts.iter().map(|(part, t)| {
@@ -103,6 +127,7 @@ fn read(parts: &Parts, shape: [usize; 2]) -> Result<Option<Packed>> {
         quant_method: METHOD.to_owned(),
         version: VERSION,
         pattern: pattern(),
+        scale_group,
         criterion: "magnitude".to_owned(),
         recipe: serde_json::Value::Null,
         source_sha256: BTreeMap::new(),
@@ -113,7 +138,11 @@ fn read(parts: &Parts, shape: [usize; 2]) -> Result<Option<Packed>> {
 
 /// Reading must fail with one line that names the layer and holds `word`.
 fn refuses(parts: &Parts, what: &str, word: &str) {
-    let error = read(parts, SHAPE).expect_err(what).to_string();
+    refuses_under(parts, None, what, word);
+}
+
+fn refuses_under(parts: &Parts, scale_group: Option<ScaleGroup>, what: &str, word: &str) {
+    let error = read_under(parts, SHAPE, scale_group).expect_err(what).to_string();
     assert!(error.contains(LAYER) && error.contains(word) && !error.contains('\n'), "{what}: {error}");
 }
 
@@ -236,6 +265,112 @@ fn a_shape_in_the_config_that_the_tensors_contradict_is_refused() {
     assert!(error.contains("padding column"), "{error}");
 }
 
+const INT8: ValueType = ValueType::Int(IntType::Int8, GROUP);
+const INT4: ValueType = ValueType::Int(IntType::Int4, GROUP);
+const GROUP: ScaleGroup = ScaleGroup::Of32;
+
+#[test]
+fn integers_lie_as_the_format_says() {
+    // The example of docs/format.md: one row, two groups.
+    let grid = Pattern::new(1, 4).unwrap().grid(1, 8).unwrap();
+    let mask = Mask::new(grid, vec![[0, 1, 2, 3], [4, 5, 6, 7]], vec![Pair::FIRST; 2]).unwrap();
+    for (int, dtype, shape, data) in [
+        (IntType::Int8, TensorDtype::I8, vec![1, 2, 2], vec![3, 0xff, 0xf9, 7]),
+        (IntType::Int4, TensorDtype::U8, vec![1, 2], vec![0xf3, 0x79]),
+    ] {
+        let values = Quantized::from_parts(int, GROUP, 4, vec![3, -1, -7, 7], vec![f16::from_f32(0.5)]).unwrap();
+        let packed = Packed::from_parts(mask.clone(), Values::Quantized(values), None).unwrap();
+        let parts = parts(&packed);
+        let values = &parts["values"];
+        assert_eq!((values.dtype, &values.shape, &values.data), (dtype, &shape, &data));
+        let scales = &parts["scales"];
+        assert_eq!(
+            (scales.dtype, &scales.shape[..], &scales.data[..]),
+            (TensorDtype::F16, &[1, 1][..], &[0, 0x38][..])
+        );
+        assert_eq!(packed.unpack().data(), [1.5, -0.5, 0.0, 0.0, -3.5, 3.5, 0.0, 0.0]);
+    }
+    for values in [INT8, INT4] {
+        let packed = packed_as(values);
+        assert_eq!(read_under(&parts(&packed), SHAPE, Some(GROUP)).unwrap(), Some(packed));
+    }
+}
+
+#[test]
+fn integers_and_their_scales_need_each_other() {
+    for values in [INT8, INT4] {
+        let mut parts = parts(&packed_as(values));
+        let dtype = parts["values"].dtype;
+        refuses(&parts, "no group", &format!("tensor {LAYER}.values: type {dtype:?} where "));
+        parts.remove("scales");
+        refuses_under(&parts, Some(GROUP), "no scales", &format!("tensor {LAYER}.scales: missing"));
+    }
+    let floats = [(Dtype::F32, TensorDtype::F32), (Dtype::F16, TensorDtype::F16), (Dtype::Bf16, TensorDtype::BF16)];
+    for (dtype, tensor) in floats {
+        let mut parts = parts(&packed_as(dtype.into()));
+        parts.insert("scales".to_owned(), self::parts(&packed_as(INT8))["scales"].clone());
+        refuses_under(&parts, Some(GROUP), "floats", &format!("tensor {LAYER}.values: type {tensor:?} where [I8, U8]"));
+    }
+}
+
+#[test]
+fn wrong_types_and_shapes_of_integers_are_named() {
+    for values in [INT8, INT4] {
+        for dtype in [TensorDtype::BF16, TensorDtype::F32, TensorDtype::U16, TensorDtype::I8] {
+            let mut parts = parts(&packed_as(values));
+            parts.get_mut("scales").unwrap().reshape(dtype, &[SHAPE[0], 1]);
+            refuses_under(&parts, Some(GROUP), "type", &format!("tensor {LAYER}.scales: type {dtype:?} where [F16]"));
+        }
+        for shape in [&[10][..], &[1, 10], &[10, 2], &[10, 0], &[9, 1], &[10, 1, 1]] {
+            let mut parts = parts(&packed_as(values));
+            parts.get_mut("scales").unwrap().reshape(TensorDtype::F16, shape);
+            refuses_under(&parts, Some(GROUP), "shape", &format!("tensor {LAYER}.scales: shape {shape:?} where "));
+        }
+        // Of another type each has another shape.
+        let other = if values == INT8 { TensorDtype::U8 } else { TensorDtype::I8 };
+        let mut parts = parts(&packed_as(values));
+        parts.get_mut("values").unwrap().dtype = other;
+        let shape = parts["values"].shape.clone();
+        refuses_under(&parts, Some(GROUP), "values", &format!("tensor {LAYER}.values: shape {shape:?} where "));
+    }
+}
+
+#[test]
+fn wrong_content_of_integers_is_refused() {
+    type Case = (ValueType, &'static str, fn(&mut Tensor, &mut Tensor), &'static str);
+    let cases: [Case; 14] = [
+        (INT8, "-128", |v, _| v.data[9 * 6] = 0x80, "row 9 holds the code -128, which int8 does not have"),
+        (INT8, "NaN", |_, s| s.scale(9, f32::NAN), "scale 0 of row 9 is NaN: scales must be finite"),
+        (INT8, "infinity", |_, s| s.scale(9, f32::INFINITY), "scale 0 of row 9 is inf: scales must be finite"),
+        (INT4, "infinity", |_, s| s.scale(9, f32::NEG_INFINITY), "scale 0 of row 9 is -inf: scales must be finite"),
+        (INT8, "zero", |_, s| s.scale(9, 0.0), "scale 0 of row 9 is 0: only a block of zeros has scale 0"),
+        (INT4, "negative zero", |_, s| s.scale(9, -0.0), "scale 0 of row 9 is -0: only a block of zeros has scale 0"),
+        (INT8, "zeros under a scale", |v, _| v.data[54..60].fill(0), "a block of zeros has scale +0"),
+        (INT4, "zeros under a scale", |v, _| v.data[27..30].fill(0), "a block of zeros has scale +0"),
+        (INT8, "negative", |_, s| s.scale(9, -1.0), "scale 0 of row 9 is -1: only a block with the int4 code -8"),
+        (
+            INT4,
+            "negative without -8",
+            |v, s| {
+                v.data[27..30].fill(0x79);
+                s.scale(9, -1.0);
+            },
+            "scale 0 of row 9 is -1: only a block with the int4 code -8",
+        ),
+        (INT8, "padding", |v, _| v.data[3 * 6 + 5] = 1, "row 3, group 2 stores a non-zero value for a padding"),
+        (INT4, "padding", |v, _| v.nibble(3, 2, 1, 1), "row 3, group 2 stores a non-zero value for a padding"),
+        (INT4, "padding", |v, _| v.nibble(0, 2, 1, 15), "row 0, group 2 stores a non-zero value for a padding"),
+        (INT4, "padding", |v, _| v.nibble(4, 2, 1, 8), "row 4, group 2 stores a non-zero value for a padding"),
+    ];
+    for (values, what, spoil, word) in cases {
+        let mut parts = parts(&packed_as(values));
+        let [mut codes, mut scales] = ["values", "scales"].map(|part| parts.remove(part).unwrap());
+        spoil(&mut codes, &mut scales);
+        parts.extend([("values".to_owned(), codes), ("scales".to_owned(), scales)]);
+        refuses_under(&parts, Some(GROUP), what, word);
+    }
+}
+
 /// `read_packed` itself, which unlike a file may be handed bytes of any length.
 #[test]
 fn lengths_that_the_shape_contradicts_are_refused() {
@@ -244,20 +379,22 @@ fn lengths_that_the_shape_contradicts_are_refused() {
         for length in [0, 1, sound[part].data.len() - 1, sound[part].data.len() + 1] {
             let mut parts = sound.clone();
             parts.get_mut(part).unwrap().data.resize(length, 0);
-            let error = read_raw(&parts, SHAPE).unwrap_err().to_string();
+            let error = read_raw(&parts, SHAPE, None).unwrap_err().to_string();
             assert!(error.contains(&format!("{LAYER}.{part}")), "{error}");
         }
         let mut parts = sound.clone();
         let rows = usize::MAX / 2;
         parts.get_mut(part).unwrap().shape[0] = rows;
-        assert!(read_raw(&parts, [rows, SHAPE[1]]).is_err());
+        assert!(read_raw(&parts, [rows, SHAPE[1]], None).is_err());
     }
 }
 
-fn read_raw(parts: &Parts, shape: [usize; 2]) -> Result<Packed> {
+fn read_raw(parts: &Parts, shape: [usize; 2], scale_group: Option<ScaleGroup>) -> Result<Packed> {
     let raw = |part: &str| parts.get(part).map(|t| (t.dtype, &t.shape[..], &t.data[..]));
     let (values, columns, positions) = (raw("values").unwrap(), raw("columns").unwrap(), raw("positions").unwrap());
-    read_packed(LAYER, pattern(), shape, &PackedTensors { values, columns, positions, row_order: raw("row_order") })
+    let scales = scale_group.map(|group| (group, raw("scales").unwrap()));
+    let raw = PackedTensors { values, columns, positions, row_order: raw("row_order"), scales };
+    read_packed(LAYER, pattern(), shape, &raw)
 }
 
 /// Columns come as u16 as long as every id fits, padding columns included.
@@ -291,13 +428,16 @@ fn round_trip(packed: &Packed) -> Result<Packed> {
     let file = SafeTensors::deserialize(&file).unwrap();
     let part = |part: &str| file.tensor(&format!("{LAYER}.{part}")).ok();
     let (values, columns, positions) = (part("values").unwrap(), part("columns").unwrap(), part("positions").unwrap());
-    let row_order = part("row_order");
+    let (row_order, scales) = (part("row_order"), part("scales"));
+    let group = packed.values().value_type().integers().map(|(_, group)| group);
+    assert_eq!(group.is_some(), scales.is_some());
     let grid = packed.mask().grid();
     let raw = PackedTensors {
         values: (values.dtype(), values.shape(), values.data()),
         columns: (columns.dtype(), columns.shape(), columns.data()),
         positions: (positions.dtype(), positions.shape(), positions.data()),
         row_order: row_order.as_ref().map(|t| (t.dtype(), t.shape(), t.data())),
+        scales: group.zip(scales.as_ref()).map(|(group, t)| (group, (t.dtype(), t.shape(), t.data()))),
     };
     read_packed(LAYER, grid.pattern(), [grid.rows(), grid.cols()], &raw)
 }
@@ -308,7 +448,7 @@ fn bytes(packed: &Packed) -> Vec<Vec<u8>> {
 
 /// A random mask over a shape that V and M need not divide.
 fn masks() -> impl Strategy<Value = Mask> {
-    let grid = (1_usize..20, 4_usize..20, 1_usize..40, 0_usize..40)
+    let grid = (1_usize..20, 4_usize..20, 1_usize..20, prop_oneof![0_usize..40, 0_usize..300])
         .prop_map(|(v, m, rows, more)| Pattern::new(v, m).unwrap().grid(rows, m + more).unwrap());
     grid.prop_flat_map(|grid| {
         let columns: Vec<_> = (0..grid.row_blocks() * grid.groups())
@@ -323,18 +463,22 @@ fn masks() -> impl Strategy<Value = Mask> {
     })
 }
 
-/// A random layer in one of the three types, with or without a row order. The weights fit f16; among them are zeros of
+/// A random layer in any type of values, with or without a row order. The weights fit f16; among them are zeros of
 /// both signs and values too small for it.
 fn layers() -> impl Strategy<Value = Packed> {
-    let dtype = prop::sample::select(vec![Dtype::F32, Dtype::F16, Dtype::Bf16]);
-    (masks(), dtype, any::<bool>()).prop_flat_map(|(mask, dtype, ordered)| {
+    let mut types = [Dtype::F32, Dtype::F16, Dtype::Bf16].map(ValueType::from).to_vec();
+    for int in [IntType::Int8, IntType::Int4] {
+        types.extend([ScaleGroup::Of32, ScaleGroup::Of64, ScaleGroup::Of128].map(|group| ValueType::Int(int, group)));
+    }
+    let values = prop::sample::select(types);
+    (masks(), values, any::<bool>()).prop_flat_map(|(mask, values, ordered)| {
         let (rows, cols) = (mask.grid().rows(), mask.grid().cols());
         let weight = prop_oneof![4 => -6e4_f32..6e4, 1 => -1e-9_f32..1e-9, 1 => Just(0.0), 1 => Just(-0.0)];
         let order = Just((0..rows as u32).collect::<Vec<_>>()).prop_shuffle();
         (prop::collection::vec(weight, rows * cols), order).prop_map(move |(weight, order)| {
             let weight = Matrix::new(rows, cols, weight).unwrap();
             let order = ordered.then(|| Permutation::new(order).unwrap());
-            Packed::pack(&weight, mask.clone(), dtype, order).unwrap()
+            Packed::pack(&weight, mask.clone(), values, order).unwrap()
         })
     })
 }
@@ -346,18 +490,26 @@ proptest! {
         prop_assert_eq!(&again, &packed);
         // Equality of floats takes zeros of both signs for the same; the bytes do not.
         prop_assert_eq!(bytes(&again), bytes(&packed));
+        let size: usize = parts(&packed).iter().filter(|(part, _)| *part != "row_order").map(|(_, t)| t.data.len()).sum();
+        prop_assert_eq!(packed_bytes(packed.mask().grid(), packed.values().value_type()), size);
     }
 
     /// One byte is changed: the layer is refused by name, or it is one that is written just like that.
     #[test]
-    fn a_changed_byte_is_refused_or_believed(part in 0_usize..4, at in any::<prop::sample::Index>(), byte: u8) {
-        let mut parts = parts(&packed());
-        let part = ["values", "columns", "positions", "row_order"][part];
+    fn a_changed_byte_is_refused_or_believed(
+        values in prop::sample::select(vec![Dtype::F32.into(), INT8, INT4]),
+        part in any::<prop::sample::Index>(),
+        at in any::<prop::sample::Index>(),
+        byte: u8,
+    ) {
+        let mut parts = parts(&packed_as(values));
+        let names: Vec<String> = parts.keys().cloned().collect();
+        let part = &names[part.index(names.len())];
         let data = &mut parts.get_mut(part).unwrap().data;
         let at = at.index(data.len());
         data[at] = byte;
         let data = data.clone();
-        match read_raw(&parts, SHAPE) {
+        match read_raw(&parts, SHAPE, values.integers().map(|(_, group)| group)) {
             Ok(read) => prop_assert_eq!(&self::parts(&read)[part].data, &data),
             Err(Error::Tensor { name, .. } | Error::Packed { layer: name, .. }) => prop_assert!(name.contains(LAYER)),
             Err(other) => prop_assert!(false, "{}", other),
