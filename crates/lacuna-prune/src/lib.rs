@@ -8,7 +8,7 @@ pub mod score;
 pub mod select;
 mod stats;
 
-use lacuna_core::{Dtype, Error, Matrix, Packed, Pattern, Result, Scores};
+use lacuna_core::{Error, Matrix, Packed, Pattern, Result, Scores, ValueType};
 use rayon::prelude::*;
 
 pub use score::Criterion;
@@ -28,7 +28,7 @@ pub struct Method {
     /// which weights may be kept together
     pub pattern: Pattern,
     /// how the kept weights are stored
-    pub values: Dtype,
+    pub values: ValueType,
 }
 
 /// A pruned layer.
@@ -39,6 +39,8 @@ pub struct Pruned {
     pub retained_score: f64,
     /// `‖(W − Ŵ)·X‖ / ‖W·X‖` on the observed activations, or without them `‖W − Ŵ‖ / ‖W‖`
     pub relative_error: f64,
+    /// `‖Ŵ − Ŵq‖ / ‖Ŵ‖`, the kept weights before and after they became integers; `None` if they stayed what they are
+    pub quantization_error: Option<f64>,
 }
 
 /// What became of some rows.
@@ -48,6 +50,10 @@ struct Band {
     score: f64,
     lost_energy: f64,
     energy: f64,
+    /// of the kept weights, where they become integers
+    kept_energy: f64,
+    /// what rounding them to integers lost
+    rounding_energy: f64,
 }
 
 impl Method {
@@ -58,6 +64,7 @@ impl Method {
         let v = self.pattern.v();
         let rows = (BAND_WEIGHTS / weight.cols() / v).max(1) * v;
         let starts: Vec<usize> = (0..weight.rows()).step_by(rows).collect();
+        let to_integers = self.values.integers().is_some();
         let prune_band = |start: usize| {
             let end = (start + rows).min(weight.rows());
             let mut band = weight.band(start..end);
@@ -65,10 +72,13 @@ impl Method {
             let mask = self.selection.select(&scores, self.pattern)?;
             let kept_score = mask.kept_sum(scores.matrix())?;
             let packed = Packed::pack(&band, mask, self.values, None)?;
+            let kept_energy_of = |a: &Matrix| if to_integers { packed.mask().kept_energy(a) } else { Ok(0.0) };
+            let kept_energy = kept_energy_of(&band)?;
             let energy_of = |a: &Matrix| stats.map_or_else(|| weight_energy(a), |stats| stats.energy(a));
             let energy = energy_of(&band);
             packed.subtract_from(&mut band)?;
-            Ok(Band { packed, kept_score, score: scores.sum(), lost_energy: energy_of(&band), energy })
+            let (lost_energy, rounding_energy) = (energy_of(&band), kept_energy_of(&band)?);
+            Ok(Band { packed, kept_score, score: scores.sum(), lost_energy, energy, kept_energy, rounding_energy })
         };
         let bands = starts.into_par_iter().map(|start| prune_band(start).map_err(|e: Error| e.in_rows_from(start)));
         let bands = bands.collect::<Result<Vec<Band>>>()?;
@@ -76,7 +86,8 @@ impl Method {
         let share = |part: f64, whole: f64, empty: f64| if whole > 0.0 { part / whole } else { empty };
         let retained_score = share(sum(|b| b.kept_score), sum(|b| b.score), 1.0);
         let relative_error = share(sum(|b| b.lost_energy), sum(|b| b.energy), 0.0).sqrt();
+        let rounding_error = share(sum(|b| b.rounding_energy), sum(|b| b.kept_energy), 0.0).sqrt();
         let packed = Packed::stack(bands.into_iter().map(|band| band.packed).collect())?;
-        Ok(Pruned { packed, retained_score, relative_error })
+        Ok(Pruned { packed, retained_score, relative_error, quantization_error: to_integers.then_some(rounding_error) })
     }
 }

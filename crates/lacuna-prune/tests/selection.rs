@@ -1,6 +1,6 @@
 //! Selection against brute force, and the order that the methods must have.
 
-use lacuna_core::{Dtype, Error, Matrix, Pattern, Scores};
+use lacuna_core::{Dtype, Error, IntType, Matrix, Pattern, ScaleGroup, Scores, ValueType};
 use lacuna_prune::{Criterion, Method, Selection};
 use proptest::prelude::*;
 
@@ -88,8 +88,38 @@ fn an_error_names_the_row_of_the_layer_not_of_a_band() {
         criterion: Criterion::Magnitude,
         selection: Selection::Paper,
         pattern: "16:2:8".parse().unwrap(),
-        values: Dtype::F16,
+        values: Dtype::F16.into(),
     };
     let refused = method.prune(&weight, None).err();
     assert!(matches!(refused, Some(Error::Overflow { row: 3000, .. })), "{refused:?}");
+}
+
+#[test]
+fn the_error_of_integers_is_that_of_the_kept_weights() {
+    // Several bands, so that their sums have to be joined.
+    let (rows, cols) = (4096, 128);
+    let weight = |i: usize| (i as u32).wrapping_mul(2_654_435_761) as f32 / u32::MAX as f32 - 0.5;
+    let weight = Matrix::new(rows, cols, (0..rows * cols).map(weight).collect()).unwrap();
+    let prune = |values| {
+        let method = Method {
+            criterion: Criterion::Magnitude,
+            selection: Selection::Exact,
+            pattern: "16:2:8".parse().unwrap(),
+            values,
+        };
+        method.prune(&weight, None).unwrap()
+    };
+    let float = prune(Dtype::F32.into());
+    assert_eq!(float.quantization_error, None);
+    let kept = float.packed.unpack();
+    let norm = |matrix: &Matrix| matrix.data().iter().map(|&w| f64::from(w).powi(2)).sum::<f64>().sqrt();
+    for int in [IntType::Int8, IntType::Int4] {
+        let rounded = prune(ValueType::Int(int, ScaleGroup::Of64));
+        let mut lost = kept.clone();
+        rounded.packed.subtract_from(&mut lost).unwrap();
+        let error = rounded.quantization_error.unwrap();
+        // Sums of a million squares in f64, in another order.
+        assert!((error / (norm(&lost) / norm(&kept)) - 1.0).abs() < 1e-9, "{error}");
+        assert!(rounded.relative_error > float.relative_error);
+    }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;
+use lacuna_core::{Packed, ValueType};
 use lacuna_format::{Checkpoint, OutTensor, SPARSITY_KEY, Staging};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -20,7 +21,11 @@ pub struct Exported {
     pub bytes: u64,
 }
 
-/// Writes `output` as a dense checkpoint: removed weights are +0, kept ones have the type they were stored in.
+/// Never pruned and in every checkpoint that runs, so its type is still that of the original.
+const UNPRUNED: &str = "model.embed_tokens.weight";
+
+/// Writes `output` as a dense checkpoint: removed weights are +0, kept ones have the type they were stored in, or where
+/// that was an integer the type of the embedding, rounded to nearest.
 pub fn export_dense(source: &Path, output: &Path, force: bool, progress: &ProgressBar) -> Result<Exported> {
     let checkpoint = Checkpoint::open(source)?;
     let Some(sparsity) = checkpoint.sparsity() else {
@@ -40,7 +45,7 @@ pub fn export_dense(source: &Path, output: &Path, force: bool, progress: &Progre
         let layer = name.rsplit_once('.').filter(|(layer, _)| sparsity.layers.contains_key(*layer));
         let name = match layer {
             Some((layer, "values")) => format!("{layer}.weight"),
-            Some((_, "columns" | "positions" | "row_order")) => continue,
+            Some((_, "columns" | "positions" | "row_order" | "scales")) => continue,
             _ => name.clone(),
         };
         shards.entry(checkpoint.file_of(info)).or_default().insert(name);
@@ -73,7 +78,7 @@ fn write_shard(checkpoint: &Checkpoint, staging: &mut Staging, shard: &str, name
     for name in names {
         match name.strip_suffix(".weight").map(|layer| checkpoint.packed(layer)).transpose()?.flatten() {
             Some(packed) => {
-                tensors.push((name.clone(), OutTensor::matrix(&packed.unpack(), packed.values().dtype())));
+                tensors.push((name.clone(), dense(checkpoint, name, &packed)?));
             }
             None => raw.push((name.clone(), checkpoint.raw(name)?)),
         }
@@ -82,4 +87,19 @@ fn write_shard(checkpoint: &Checkpoint, staging: &mut Staging, shard: &str, name
         tensors.push((name.clone(), OutTensor::new(tensor.info.dtype, tensor.info.shape.clone(), tensor.bytes())));
     }
     Ok(staging.write_shard(shard, &tensors, Value::Null)?)
+}
+
+fn dense(checkpoint: &Checkpoint, name: &str, packed: &Packed) -> Result<OutTensor<'static>> {
+    let weight = packed.unpack();
+    let dtype = match packed.values().value_type() {
+        ValueType::Float(dtype) => dtype,
+        ValueType::Int(..) => checkpoint.dtype(UNPRUNED)?,
+    };
+    // A rounded scale can carry the largest weights of f16 past its end.
+    if let Some(i) = weight.data().iter().position(|&w| !dtype.holds(w)) {
+        let (row, value, dtype) = (i / weight.cols(), weight.data()[i], dtype.name());
+        let ways = "prune again with --values f16, bf16 or f32 and export that";
+        bail!("tensor {name}: row {row} holds {value}, which does not fit {dtype}, the type of {UNPRUNED}; {ways}");
+    }
+    Ok(OutTensor::matrix(&weight, dtype))
 }

@@ -77,12 +77,12 @@ pub fn inspect(model: &Path, progress: &ProgressBar) -> Result<Inspection> {
                 let bytes: u64 =
                     lacuna_format::pack_tensors(&layer.name, &packed).iter().map(|(_, t)| t.bytes() as u64).sum();
                 let pattern = packed.mask().grid().pattern().to_string();
-                (packed.unpack(), packed.values().dtype(), Some(pattern), bytes)
+                (packed.unpack(), packed.values().value_type(), Some(pattern), bytes)
             }
             None => {
                 let name = layer.weight();
                 let bytes = checkpoint.info(&name)?.len as u64;
-                (checkpoint.matrix(&name, layer.rows, layer.cols)?, checkpoint.dtype(&name)?, None, bytes)
+                (checkpoint.matrix(&name, layer.rows, layer.cols)?, checkpoint.dtype(&name)?.into(), None, bytes)
             }
         };
         let kept = count(&weight, &mut counts);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
-use lacuna_core::{Dtype, Matrix, Pattern};
+use lacuna_core::{Matrix, Pattern, ValueType};
 use lacuna_format::{
     Checkpoint, LayerSparsity, METHOD, OutTensor, SPARSITY_KEY, Sparsity, Staging, Tokenizer, VERSION,
 };
@@ -37,7 +37,7 @@ pub struct Options {
     /// how masks are chosen
     pub selection: Selection,
     /// type of the kept values; `None` for that of the weights
-    pub values: Option<Dtype>,
+    pub values: Option<ValueType>,
     /// which layers
     pub layers: Selector,
     /// calibration text, if the criterion looks at activations or errors shall be measured on them
@@ -59,6 +59,9 @@ pub struct LayerReport {
     pub retained_score: f64,
     /// `‖(W − Ŵ)·X‖ / ‖W·X‖` on the calibration tokens, or without calibration `‖W − Ŵ‖ / ‖W‖`
     pub relative_error: f64,
+    /// `‖Ŵ − Ŵq‖ / ‖Ŵ‖`, the kept weights before and after they became integers
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization_error: Option<f64>,
     /// bytes of the dense weight
     pub bytes_before: u64,
     /// bytes of the packed weight
@@ -302,6 +305,7 @@ impl Job {
                 density: pruned.packed.mask().grid().density(),
                 retained_score: pruned.retained_score,
                 relative_error: pruned.relative_error,
+                quantization_error: pruned.quantization_error,
                 bytes_before: self.checkpoint.info(&layer.weight())?.len as u64,
                 bytes_after: parts.iter().map(|(_, tensor)| tensor.bytes() as u64).sum(),
             });
@@ -332,8 +336,8 @@ impl Job {
         format!("model-{:05}-of-{:05}.safetensors", part + 1, self.config.layers() + 1)
     }
 
-    fn value_type(&self, layer: &LinearSpec) -> Result<Dtype> {
-        self.options.values.map_or_else(|| Ok(self.checkpoint.dtype(&layer.weight())?), Ok)
+    fn value_type(&self, layer: &LinearSpec) -> Result<ValueType> {
+        self.options.values.map_or_else(|| Ok(self.checkpoint.dtype(&layer.weight())?.into()), Ok)
     }
 
     /// Everything that shapes the result, beside the pattern and the layers.
@@ -341,7 +345,7 @@ impl Job {
         let Options { criterion, selection, values, .. } = &self.options;
         let mut recipe = json!({
             "selection": selection.name(),
-            "values": values.map_or("as the weights", Dtype::name),
+            "values": values.map_or("as the weights", ValueType::name),
         });
         if let Criterion::Ria(ria) = criterion {
             recipe["ria_parts"] = json!(format!("{:?}", ria.parts).to_lowercase());
@@ -364,6 +368,7 @@ impl Job {
             quant_method: METHOD.to_owned(),
             version: VERSION,
             pattern: self.options.pattern,
+            scale_group: self.options.values.and_then(ValueType::integers).map(|(_, group)| group),
             criterion: self.options.criterion.name().to_owned(),
             recipe: self.recipe(),
             source_sha256,

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use lacuna::UsageError;
 use lacuna::calibrate::Calibration;
 use lacuna::modules::Selector;
 use lacuna::prune::{Job, Options, Plan, Report};
-use lacuna_core::{Dtype, Pattern};
+use lacuna_core::{Dtype, IntType, Pattern, ScaleGroup, ValueType};
 use lacuna_prune::score::{Ria, RiaParts};
 
 use super::ui::{Ui, bytes, table};
@@ -44,6 +45,9 @@ pub(super) struct Args {
     /// Type of the kept values [default: that of the weights]
     #[arg(long, value_enum)]
     values: Option<ValuesName>,
+    /// Kept values of a row under one scale, for --values int8 or int4 [default: 32]
+    #[arg(long, value_enum, value_name = "N")]
+    scale_group: Option<ScaleGroupName>,
     /// Only modules that match this glob, or regular expression after `re:` [default: all linear layers but lm_head]
     #[arg(long, value_name = "PATTERN")]
     include: Vec<String>,
@@ -104,6 +108,20 @@ enum ValuesName {
     F32,
     F16,
     Bf16,
+    /// -127 to 127, times a scale
+    Int8,
+    /// -8 to 7, times a scale
+    Int4,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ScaleGroupName {
+    #[value(name = "32")]
+    Of32,
+    #[value(name = "64")]
+    Of64,
+    #[value(name = "128")]
+    Of128,
 }
 
 impl Args {
@@ -124,11 +142,7 @@ impl Args {
                 SelectionName::Paper => lacuna_prune::Selection::Paper,
                 SelectionName::Exact => lacuna_prune::Selection::Exact,
             },
-            values: self.values.map(|values| match values {
-                ValuesName::F32 => Dtype::F32,
-                ValuesName::F16 => Dtype::F16,
-                ValuesName::Bf16 => Dtype::Bf16,
-            }),
+            values: self.value_type()?,
             layers: Selector::new(&self.include, &self.exclude)?,
             calibration: self.calibration.clone().map(|file| Calibration {
                 file,
@@ -138,6 +152,27 @@ impl Args {
             }),
             force: self.force,
         })
+    }
+
+    fn value_type(&self) -> Result<Option<ValueType>> {
+        let group = self.scale_group.map(|group| match group {
+            ScaleGroupName::Of32 => ScaleGroup::Of32,
+            ScaleGroupName::Of64 => ScaleGroup::Of64,
+            ScaleGroupName::Of128 => ScaleGroup::Of128,
+        });
+        let int = |int| ValueType::Int(int, group.unwrap_or_default());
+        let values = self.values.map(|values| match values {
+            ValuesName::F32 => Dtype::F32.into(),
+            ValuesName::F16 => Dtype::F16.into(),
+            ValuesName::Bf16 => Dtype::Bf16.into(),
+            ValuesName::Int8 => int(IntType::Int8),
+            ValuesName::Int4 => int(IntType::Int4),
+        });
+        if group.is_some() && values.and_then(ValueType::integers).is_none() {
+            let problem = "--scale-group is for integers: pass --values int8 or int4 too, or leave it out";
+            return Err(UsageError(problem.to_owned()).into());
+        }
+        Ok(values)
     }
 }
 
@@ -179,11 +214,14 @@ fn report_text(report: &Report, verbose: bool) -> String {
     let mut text = String::new();
     if verbose {
         let row = |l: &lacuna::prune::LayerReport| {
-            let numbers = [l.density, l.retained_score, l.relative_error].map(|n| format!("{n:.4}"));
-            [vec![l.name.clone(), l.pattern.clone()], numbers.to_vec()].concat()
+            let numbers = [l.density, l.retained_score, l.relative_error].into_iter().chain(l.quantization_error);
+            let texts = numbers.map(|n| format!("{n:.4}"));
+            [l.name.clone(), l.pattern.clone()].into_iter().chain(texts).collect()
         };
         let rows: Vec<Vec<String>> = report.layers.iter().map(row).collect();
-        text += &table(&["layer", "pattern", "density", "score kept", "relative error"], &rows);
+        let mut heads = vec!["layer", "pattern", "density", "score kept", "relative error"];
+        heads.extend(largest_rounding(report).map(|_| "rounding error"));
+        text += &table(&heads, &rows);
         text.push('\n');
     }
     let share = |after: u64, before: u64| format!("{:.3}", after as f64 / before.max(1) as f64);
@@ -193,10 +231,18 @@ fn report_text(report: &Report, verbose: bool) -> String {
     text += &format!("pruned {} layers into {}\n", report.layers.len(), report.output.display());
     text += &line("pruned layers", report.pruned_bytes_before, report.pruned_bytes_after);
     text += &line("whole model  ", report.bytes_before, report.bytes_after);
+    if let Some(error) = largest_rounding(report) {
+        text += &format!("rounding       at most {error:.4} of the kept weights of a layer\n");
+    }
     text += &format!("{:.1} s", report.seconds);
     if let Some(peak) = report.peak_rss_bytes {
         text += &format!(", peak memory {}", bytes(peak));
     }
     text.push('\n');
     text
+}
+
+/// The largest error of rounding to integers among the layers, if they were rounded.
+fn largest_rounding(report: &Report) -> Option<f64> {
+    report.layers.iter().filter_map(|layer| layer.quantization_error).max_by(f64::total_cmp)
 }
