@@ -235,6 +235,83 @@ fn weights_that_bf16_cannot_hold() {
     refuses(&tiny, &format!("{PRUNE} --values bf16"), FAILED, &["self_attn.q_proj", "row 1", "bf16", "wider type"]);
 }
 
+#[test]
+fn weights_that_no_scale_reaches() {
+    for values in ["int8", "int4"] {
+        let tiny = Tiny::new();
+        tiny.edit_tensors(WEIGHTS, |tensors| tensors.get_mut(Q).unwrap().set_f32(70, -1e7));
+        let command = format!("{PRUNE} --values {values}");
+        refuses(&tiny, &command, FAILED, &["self_attn.q_proj", "-10000000 at row 1", values, "wider type"]);
+    }
+}
+
+/// With a copy pruned to int8 under `sparse`.
+fn integers() -> Tiny {
+    let tiny = Tiny::new();
+    tiny.lacuna(&format!("{} --values int8 --scale-group 64", PRUNE.replace("out", "sparse"))).ok();
+    tiny
+}
+
+#[test]
+fn scales_that_cannot_be() {
+    type Spoil = fn(&mut Tensor, &mut Tensor);
+    let layer = Q.strip_suffix(".weight").unwrap();
+    let lies: [(Spoil, &str); 4] = [
+        (|_, scales| scales.data[..2].copy_from_slice(&[0, 0x7c]), "scale 0 of row 0 is inf"),
+        (|_, scales| scales.data[1] |= 0x80, "negative scale"),
+        (|_, scales| scales.data[..2].fill(0), "scale 0 of row 0 is 0"),
+        (|values, _| values.data[0] = 0x80, "row 0 holds the code -128"),
+    ];
+    for (spoil, word) in lies {
+        let tiny = integers();
+        tiny.edit_tensors("sparse/model-00001-of-00003.safetensors", |tensors| {
+            let [mut values, mut scales] =
+                ["values", "scales"].map(|part| tensors.remove(&format!("{layer}.{part}")).unwrap());
+            spoil(&mut values, &mut scales);
+            tensors.extend([(format!("{layer}.values"), values), (format!("{layer}.scales"), scales)]);
+        });
+        for command in ["inspect sparse", "eval sparse --data held.jsonl", "export sparse out"] {
+            refuses(&tiny, command, FAILED, &[layer, word, "prune again"]);
+        }
+        let verdict = tiny.lacuna("verify sparse");
+        assert_eq!(verdict.code, Some(1));
+        assert!(verdict.stdout.contains(word), "{}", verdict.stdout);
+    }
+}
+
+#[test]
+fn scale_group_that_cannot_be() {
+    for (group, words) in [
+        (json!(48), ["sparse/config.json: quantization_config", "scale_group is 48, not 32, 64 or 128"]),
+        (json!("32"), ["sparse/config.json: quantization_config", "invalid type"]),
+        (json!(-32), ["sparse/config.json: quantization_config", "invalid"]),
+    ] {
+        let tiny = integers();
+        tiny.edit_json("sparse/config.json", |config| config["quantization_config"]["scale_group"] = group.clone());
+        for command in ["verify sparse", "eval sparse --data held.jsonl", "export sparse out"] {
+            refuses(&tiny, command, FAILED, &words);
+        }
+    }
+    let tiny = integers();
+    tiny.edit_json("sparse/config.json", |config| {
+        config["quantization_config"].as_object_mut().unwrap().shift_remove("scale_group");
+    });
+    refuses(&tiny, "eval sparse --data held.jsonl", FAILED, &["q_proj.values: type I8 where", "prune again"]);
+}
+
+#[test]
+fn export_of_integers_beyond_the_type_of_the_embedding() {
+    let tiny = Tiny::new();
+    tiny.edit_tensors(WEIGHTS, |tensors| {
+        tensors.get_mut(Q).unwrap().set_f32(70, 1e6);
+        let embedding = tensors.get_mut("model.embed_tokens.weight").unwrap();
+        let bytes = embedding.shape.iter().product::<usize>() * 2;
+        *embedding = Tensor { dtype: Dtype::F16, shape: embedding.shape.clone(), data: vec![0; bytes] };
+    });
+    tiny.lacuna(&format!("{} --values int8", PRUNE.replace("out", "sparse"))).ok();
+    refuses(&tiny, "export sparse out", FAILED, &[Q, "row 1 holds", "does not fit f16", "prune again"]);
+}
+
 // config.json.
 
 fn config(key: &str, value: Value, words: &[&str]) {

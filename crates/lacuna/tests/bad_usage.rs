@@ -80,6 +80,19 @@ fn commands_that_lack_something_or_have_too_much() {
 }
 
 #[test]
+fn scale_groups_without_integers_or_of_no_such_size() {
+    for values in ["", "--values f32", "--values f16", "--values bf16"] {
+        let command = format!("{PRUNE} {values} --scale-group 64");
+        refuses(&Tiny::new(), &command, USAGE, &["--scale-group is for integers", "--values int8 or int4"]);
+    }
+    for group in ["0", "16", "33", "256", "-32", "64.0", ""] {
+        let command = format!("{PRUNE} --values int8 --scale-group={group}");
+        refuses(&Tiny::new(), &command, USAGE, &["--scale-group"]);
+    }
+    refuses(&Tiny::new(), &format!("{PRUNE} --values int2"), USAGE, &["int2", "--values"]);
+}
+
+#[test]
 fn prompts_that_the_model_cannot_take() {
     let tiny = Tiny::new();
     let long = ["ba"; 64].join(" ");

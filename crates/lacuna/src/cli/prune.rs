@@ -20,6 +20,7 @@ Examples:
   lacuna prune ./llama ./sparse --pattern 64:2:8 --calibration text.txt
   lacuna prune ./llama ./sparse --pattern 2:4 --criterion magnitude --dry-run
   lacuna prune ./llama ./sparse --pattern 64:2:5 --calibration text.jsonl --exclude '*.layers.0.*' --values bf16
+  lacuna prune ./llama ./sparse --pattern 64:2:8 --calibration text.txt --values int4 --scale-group 64
 
 An interrupted run goes on where it stopped when the same command is given again.")]
 pub(super) struct Args {
