@@ -1,10 +1,24 @@
 //! Every kernel of the table against the scalar oracle, over patterns, remainders and token counts.
 
-use lacuna_core::{Dtype, GROUP_COLUMNS, Mask, Matrix, Packed, Pair, Pattern, Permutation};
-use lacuna_kernels::sparse::{KERNELS, REFERENCE};
+use lacuna_core::{
+    Dtype, GROUP_COLUMNS, IntType, Mask, Matrix, Packed, Pair, Pattern, Permutation, ScaleGroup, ValueType,
+};
+use lacuna_kernels::sparse::{Activations, KERNELS, REFERENCE};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+/// Every value type, with the activations that make a difference to it.
+const VALUES: [(ValueType, Activations); 8] = [
+    (ValueType::Float(Dtype::F32), Activations::F32),
+    (ValueType::Float(Dtype::F16), Activations::F32),
+    (ValueType::Float(Dtype::Bf16), Activations::F32),
+    (ValueType::Float(Dtype::Bf16), Activations::Bf16),
+    (ValueType::Int(IntType::Int8, ScaleGroup::Of32), Activations::F32),
+    (ValueType::Int(IntType::Int8, ScaleGroup::Of128), Activations::F32),
+    (ValueType::Int(IntType::Int4, ScaleGroup::Of32), Activations::F32),
+    (ValueType::Int(IntType::Int4, ScaleGroup::Of64), Activations::F32),
+];
 
 fn random_matrix(rng: &mut ChaCha8Rng, rows: usize, cols: usize) -> Matrix {
     Matrix::new(rows, cols, (0..rows * cols).map(|_| rng.random_range(-1.0..1.0)).collect()).unwrap()
@@ -28,15 +42,23 @@ fn random_mask(rng: &mut ChaCha8Rng, pattern: Pattern, rows: usize, cols: usize)
 
 /// Largest `|got - want|` in units of the tolerance. A sum of `n` products, rounded in any order, is off by at most
 /// `n · eps · Σ|w·x| <= n · eps · ‖w‖·‖x‖` (Higham, Accuracy and Stability, (3.5)); one more rounding stores it.
-fn worst(packed: &Packed, x: &Matrix, got: &Matrix, want: &Matrix) -> (f64, usize, usize) {
+/// Activations rounded to bfloat16 are off by 2⁻⁹ of themselves each, so the sum by `2⁻⁹ · ‖w‖·‖x‖`; rounded to 16 bits
+/// with a scale, by half of max|x| / 32767 each, so the sum by `‖w‖₁ · max|x| / 65534`.
+fn worst(packed: &Packed, x: &Matrix, activations: Activations, got: &Matrix, want: &Matrix) -> (f64, usize, usize) {
     let dense = packed.unpack();
     let n = packed.mask().grid().kept_per_row() as f64 + 1.0;
     let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let integers = packed.values().value_type().integers().is_some();
+    let per_product = n * f64::from(f32::EPSILON) + if activations == Activations::Bf16 { 2_f64.powi(-9) } else { 0.0 };
     let mut worst = (0.0, 0, 0);
     for token in 0..x.cols() {
         let x_norm = norm(&mut (0..x.rows()).map(|k| x.row(k)[token]));
+        let x_max = (0..x.rows()).map(|k| f64::from(x.row(k)[token].abs())).fold(0.0, f64::max);
         for row in 0..got.rows() {
-            let bound = n * f64::from(f32::EPSILON) * norm(&mut dense.row(row).iter().copied()) * x_norm + 1e-30;
+            let mut bound = per_product * norm(&mut dense.row(row).iter().copied()) * x_norm + 1e-30;
+            if integers {
+                bound += dense.row(row).iter().map(|w| f64::from(w.abs())).sum::<f64>() * x_max / 65534.0;
+            }
             let off = f64::from((got.row(row)[token] - want.row(row)[token]).abs()) / bound;
             // NaN is worse than anything.
             if off > worst.0 || off.is_nan() {
@@ -56,20 +78,24 @@ fn check(pattern: &str, rows: usize, cols: usize, tokens: usize, reorder: bool) 
         Permutation::new(order).unwrap()
     });
     let mask = random_mask(&mut rng, pattern, rows, cols);
-    let packed = Packed::pack(&random_matrix(&mut rng, rows, cols), mask, Dtype::Bf16, order).unwrap();
+    let weight = random_matrix(&mut rng, rows, cols);
     let x = random_matrix(&mut rng, cols, tokens);
-    let mut want = Matrix::zeros(rows, tokens);
-    (REFERENCE.prepare)(&packed).multiply(&x, &mut want);
-    for kernel in KERNELS.iter().filter(|kernel| (kernel.available)()) {
-        // A poisoned result shows an element that was never written.
-        let mut got = Matrix::new(rows, tokens, vec![f32::NAN; rows * tokens]).unwrap();
-        (kernel.prepare)(&packed).multiply(&x, &mut got);
-        let (off, row, token) = worst(&packed, &x, &got, &want);
-        assert!(
-            off <= 1.0,
-            "{} {pattern} {rows}x{cols}x{tokens}: row {row}, token {token} is {off:.2} tolerances off",
-            kernel.name
-        );
+    for (values, activations) in VALUES {
+        let packed = Packed::pack(&weight, mask.clone(), values, order.clone()).unwrap();
+        let mut want = Matrix::zeros(rows, tokens);
+        (REFERENCE.prepare)(&packed, activations).multiply(&x, &mut want);
+        for kernel in KERNELS.iter().filter(|kernel| (kernel.available)() && (kernel.takes)(&packed)) {
+            // A poisoned result shows an element that was never written.
+            let mut got = Matrix::new(rows, tokens, vec![f32::NAN; rows * tokens]).unwrap();
+            (kernel.prepare)(&packed, activations).multiply(&x, &mut got);
+            let (off, row, token) = worst(&packed, &x, activations, &got, &want);
+            assert!(
+                off <= 1.0,
+                "{} {values:?} {activations:?} {pattern} {rows}x{cols}x{tokens}: row {row}, token {token} is {off:.2} \
+                 tolerances off",
+                kernel.name
+            );
+        }
     }
 }
 
@@ -80,9 +106,9 @@ fn the_reference_is_the_dense_product_of_the_unpacked_weight() {
     let packed = Packed::pack(&random_matrix(&mut rng, 33, 45), mask, Dtype::F32, None).unwrap();
     let x = random_matrix(&mut rng, 45, 5);
     let mut got = Matrix::zeros(33, 5);
-    (REFERENCE.prepare)(&packed).multiply(&x, &mut got);
+    (REFERENCE.prepare)(&packed, Activations::F32).multiply(&x, &mut got);
     let want = lacuna_kernels::dense::linear(&packed.unpack(), &x);
-    assert!(worst(&packed, &x, &got, &want).0 <= 1.0);
+    assert!(worst(&packed, &x, Activations::F32, &got, &want).0 <= 1.0);
 }
 
 #[test]
@@ -122,9 +148,9 @@ fn infinite_activations_reach_only_the_rows_that_keep_them() {
     for tokens in [1, 6] {
         let mut x = random_matrix(&mut rng, 17, tokens);
         x.row_mut(0).fill(f32::INFINITY);
-        for kernel in KERNELS.iter().filter(|kernel| (kernel.available)()) {
+        for kernel in KERNELS.iter().filter(|kernel| (kernel.available)() && (kernel.takes)(&packed)) {
             let mut y = Matrix::zeros(8, tokens);
-            (kernel.prepare)(&packed).multiply(&x, &mut y);
+            (kernel.prepare)(&packed, Activations::F32).multiply(&x, &mut y);
             for row in 0..8 {
                 let keeps = packed.mask().kept(row).any(|kept| kept.contains(&0));
                 assert_eq!(y.row(row)[0].is_finite(), !keeps, "{} row {row}", kernel.name);

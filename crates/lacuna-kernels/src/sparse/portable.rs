@@ -8,7 +8,7 @@
 
 use lacuna_core::{GROUP_COLUMNS, Matrix, Packed};
 
-use super::SparseWeight;
+use super::{Activations, SparseWeight};
 use super::strips::{STRIP, Strips, Tile};
 
 /// Groups gathered at once in prefill: 24 groups × 4 columns × 64 tokens × 4 bytes is 24 KiB.
@@ -19,7 +19,7 @@ pub(super) const DECODE_TOKENS: usize = 3;
 const WIDE: usize = 64;
 const NARROW: usize = 8;
 
-pub(super) fn prepare(packed: &Packed) -> Box<dyn SparseWeight> {
+pub(super) fn prepare(packed: &Packed, _: Activations) -> Box<dyn SparseWeight> {
     Box::new(Portable(Strips::new(packed)))
 }
 

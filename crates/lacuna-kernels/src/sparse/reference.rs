@@ -2,9 +2,9 @@
 
 use lacuna_core::{Matrix, Packed};
 
-use super::{SparseWeight, check_shapes};
+use super::{Activations, SparseWeight, check_shapes};
 
-pub(super) fn prepare(packed: &Packed) -> Box<dyn SparseWeight> {
+pub(super) fn prepare(packed: &Packed, _: Activations) -> Box<dyn SparseWeight> {
     Box::new(Reference(packed.clone()))
 }
 

@@ -1,0 +1,197 @@
+//! Activations made ready: rounded to what a product takes, cut into tiles of up to 8 tokens, and gathered.
+
+use bytemuck::Pod;
+use half::bf16;
+use lacuna_core::{GROUP_COLUMNS, Matrix};
+use rayon::prelude::*;
+
+use super::aligned::Aligned;
+use super::transpose;
+
+/// Most tokens of a tile.
+pub(super) const MAX_TOKENS: usize = 8;
+
+/// A number that activations are rounded to.
+pub(super) trait Element: Pod + Send + Sync {
+    /// Whether values are counted in units of a scale for each block of columns.
+    const SCALED: bool;
+    /// Most vectors of tokens of a tile: sums and choices of a tile are to fit the L1 cache.
+    const VECTORS: usize;
+    /// Rounds; `per_unit` is 1 / scale, and 1 without scales.
+    fn round(x: f32, per_unit: f32) -> Self;
+    /// Four columns of 8 tokens as 8 tokens of four columns.
+    fn transpose(columns: [&[Self; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[Self; GROUP_COLUMNS]; MAX_TOKENS]);
+}
+
+impl Element for f32 {
+    const VECTORS: usize = 8;
+    const SCALED: bool = false;
+    #[inline(always)]
+    fn round(x: f32, _: f32) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn transpose(columns: [&[Self; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[Self; GROUP_COLUMNS]; MAX_TOKENS]) {
+        transpose::of_32_bits(columns, out);
+    }
+}
+
+impl Element for bf16 {
+    const VECTORS: usize = 4;
+    const SCALED: bool = false;
+    #[inline(always)]
+    fn round(x: f32, _: f32) -> Self {
+        // Nearest even by hand, so that it vectorises. A NaN stays one: its quiet bit is set.
+        let bits = x.to_bits();
+        let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
+        bf16::from_bits(if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded })
+    }
+    #[inline(always)]
+    fn transpose(columns: [&[Self; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[Self; GROUP_COLUMNS]; MAX_TOKENS]) {
+        transpose::of_16_bits(columns.map(bytemuck::cast_ref), bytemuck::cast_mut(out));
+    }
+}
+
+impl Element for i16 {
+    const VECTORS: usize = 4;
+    const SCALED: bool = true;
+    #[inline(always)]
+    fn round(x: f32, per_unit: f32) -> Self {
+        (x * per_unit).round_ties_even() as i16
+    }
+    #[inline(always)]
+    fn transpose(columns: [&[Self; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[Self; GROUP_COLUMNS]; MAX_TOKENS]) {
+        transpose::of_16_bits(columns.map(bytemuck::cast_ref), bytemuck::cast_mut(out));
+    }
+}
+
+/// Some tokens of the activations.
+pub(super) struct InputTile<E> {
+    /// first token
+    pub(super) start: usize,
+    /// tokens, a power of two; those behind the last one are 0
+    pub(super) width: usize,
+    /// `[K + 1, width]`; the last row is 0, for padding columns
+    pub(super) data: Aligned<E>,
+    /// `[blocks, width]`, or none
+    pub(super) scales: Vec<f32>,
+}
+
+impl<E: Element> InputTile<E> {
+    /// `width` tokens from `start` on.
+    #[inline(always)]
+    pub(super) fn new(x: &Matrix, start: usize, width: usize, block_columns: usize) -> Self {
+        match width {
+            1 => Self::of_width::<1>(x, start, block_columns),
+            2 => Self::of_width::<2>(x, start, block_columns),
+            4 => Self::of_width::<4>(x, start, block_columns),
+            8 => Self::of_width::<8>(x, start, block_columns),
+            16 => Self::of_width::<16>(x, start, block_columns),
+            32 => Self::of_width::<32>(x, start, block_columns),
+            64 => Self::of_width::<64>(x, start, block_columns),
+            _ => Self::of_width::<128>(x, start, block_columns),
+        }
+    }
+
+    #[inline(always)]
+    fn of_width<const N: usize>(x: &Matrix, start: usize, block_columns: usize) -> Self {
+        let (features, tokens) = (x.rows(), x.cols());
+        let real = N.min(tokens - start);
+        let mut data = Aligned::scratch((features + 1) * N);
+        let mut scales = vec![];
+        let (tiles, _) = data.as_chunks_mut::<N>();
+        let row = |k: usize| &x.data()[k * tokens + start..][..real];
+        if E::SCALED {
+            for (block, out) in tiles[..features].chunks_mut(block_columns).enumerate() {
+                let mut largest = [0.0_f32; N];
+                for k in 0..out.len() {
+                    for (m, v) in largest.iter_mut().zip(row(block * block_columns + k)) {
+                        // A NaN comes and stays.
+                        *m = if v.abs() > *m || v.is_nan() { v.abs() } else { *m };
+                    }
+                }
+                let per_unit = largest.map(|m| if m > 0.0 { f32::from(i16::MAX) / m } else { 0.0 });
+                scales.extend(largest.map(|m| m / f32::from(i16::MAX)));
+                for (k, out) in out.iter_mut().enumerate() {
+                    round_row(row(block * block_columns + k), &per_unit, out);
+                }
+            }
+        } else {
+            for (k, out) in tiles[..features].iter_mut().enumerate() {
+                round_row(row(k), &[1.0; N], out);
+            }
+        }
+        tiles[features] = [E::zeroed(); N];
+        Self { start, width: N, data, scales }
+    }
+
+    /// Fours of activations, `[groups][width]`.
+    #[inline(always)]
+    pub(super) fn gather(&self, columns: &[[u32; GROUP_COLUMNS]], out: &mut Aligned<[E; 4]>) {
+        match self.width {
+            1 => gather::<E, 1>(&self.data, columns, out),
+            2 => gather::<E, 2>(&self.data, columns, out),
+            4 => gather::<E, 4>(&self.data, columns, out),
+            _ => gather::<E, MAX_TOKENS>(&self.data, columns, out),
+        }
+    }
+}
+
+/// One row of a tile: the real tokens rounded, the others 0.
+#[inline(always)]
+fn round_row<E: Element, const N: usize>(row: &[f32], per_unit: &[f32; N], out: &mut [E; N]) {
+    if let Some(row) = row.first_chunk::<N>() {
+        for t in 0..N {
+            out[t] = E::round(row[t], per_unit[t]);
+        }
+    } else {
+        *out = [E::zeroed(); N];
+        for ((out, v), per_unit) in out.iter_mut().zip(row).zip(per_unit) {
+            *out = E::round(*v, *per_unit);
+        }
+    }
+}
+
+#[inline(always)]
+fn gather<E: Element, const N: usize>(data: &[E], columns: &[[u32; GROUP_COLUMNS]], out: &mut Aligned<[E; 4]>) {
+    let (rows, _) = data.as_chunks::<N>();
+    out.resize(columns.len() * N);
+    for (out, group) in out.as_chunks_mut::<N>().0.iter_mut().zip(columns) {
+        let [a, b, c, d] = group.map(|column| &rows[column as usize]);
+        if N == MAX_TOKENS {
+            let columns = [a, b, c, d].map(|row| row.first_chunk().expect("N is MAX_TOKENS"));
+            E::transpose(columns, out.first_chunk_mut().expect("N is MAX_TOKENS"));
+        } else {
+            for t in 0..N {
+                out[t] = [a[t], b[t], c[t], d[t]];
+            }
+        }
+    }
+}
+
+/// Width of the next tile, with `left` tokens to go: few tokens in a power of two, many in whole vectors of `lanes`.
+fn next_width(left: usize, lanes: usize, most: usize) -> usize {
+    match left.div_ceil(lanes) {
+        0..=2 if left <= 2 * MAX_TOKENS => left.next_power_of_two().min(MAX_TOKENS),
+        vectors => vectors.next_power_of_two().min(most) * lanes,
+    }
+}
+
+/// All tokens of `x[K, T]`, for vectors of `lanes`, each tile made by `new`. With scaled elements a scale is shared by
+/// `block_columns` columns.
+pub(super) fn input_tiles<E: Element>(
+    new: impl Fn(&Matrix, usize, usize, usize) -> InputTile<E> + Sync,
+    x: &Matrix,
+    lanes: usize,
+    block_columns: usize,
+    parallel: bool,
+) -> Vec<InputTile<E>> {
+    let (mut tiles, mut start) = (vec![], 0);
+    while start < x.cols() {
+        let width = next_width(x.cols() - start, lanes, E::VECTORS);
+        tiles.push((start, width));
+        start += width;
+    }
+    let tile = |(start, width)| new(x, start, width, block_columns);
+    if parallel { tiles.into_par_iter().map(tile).collect() } else { tiles.into_iter().map(tile).collect() }
+}

@@ -1,0 +1,212 @@
+//! Rows in lanes: a vector holds one kept value of as many rows of a strip; the group of 4 activations that those rows
+//! choose from fills each 128-bit part of another, and one shuffle by the rows' positions lets every row pick its own.
+//!
+//! The same loop serves decode and prefill: `S` strips × `N` tokens of sums stay in registers while it runs over all of
+//! K, so a strip's values and positions are read once for `N` tokens and the activations once for `S` strips. The
+//! instruction sets differ in [`Isa`], a file each; the value types in [`Product`].
+#![allow(unsafe_code)]
+
+mod aligned;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx512;
+mod inputs;
+mod isa;
+mod layout;
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon;
+mod prefill;
+mod product;
+mod transpose;
+
+use lacuna_core::{Matrix, Packed};
+use rayon::prelude::*;
+
+use self::aligned::Aligned;
+use self::inputs::{Element, InputTile, MAX_TOKENS, input_tiles};
+use self::isa::Isa;
+use self::layout::{Layout, Tile};
+use self::prefill::Prefill;
+use self::product::{Product, SUMS, Sums, Work};
+use super::{SparseWeight, check_shapes};
+
+/// Kept values × tokens below which handing work to other threads costs more than it saves.
+const PARALLEL_WORK: usize = 1 << 17;
+
+/// Compiles a loop over a tile for an instruction set: a function for each value type, called as the type is.
+macro_rules! products {
+    ($features:literal, $isa:ty; $($name:ident: $product:ty as $input:ty,)*) => {
+        $(
+            pub(super) static $name: Code<$input> = {
+                #[target_feature(enable = $features)]
+                fn input(x: &Matrix, start: usize, width: usize, block_columns: usize) -> InputTile<$input> {
+                    InputTile::new(x, start, width, block_columns)
+                }
+                #[target_feature(enable = $features)]
+                unsafe fn tile(
+                    layout: &Layout,
+                    tile: &Tile,
+                    input: &InputTile<$input>,
+                    gathered: &mut Aligned<[$input; 4]>,
+                    y: &mut [f32],
+                    tokens: usize,
+                ) {
+                    // SAFETY: only called where the features were detected and the layout is the right one.
+                    unsafe { run::<$isa, $product>(layout, tile, input, gathered, y, tokens) }
+                }
+                Code { input, tile }
+            };
+        )*
+    };
+}
+use products;
+
+/// What is compiled for an instruction set and a value type.
+struct Code<E: 'static> {
+    /// makes an input tile
+    input: unsafe fn(&Matrix, usize, usize, usize) -> InputTile<E>,
+    /// computes a tile of rows for the tokens of an input tile
+    tile: unsafe fn(&Layout, &Tile, &InputTile<E>, &mut Aligned<[E; 4]>, &mut [f32], usize),
+}
+
+/// A layer made ready for one instruction set and one value type.
+struct Lanes<E: 'static> {
+    layout: Layout,
+    code: &'static Code<E>,
+}
+
+impl<E: Element> Lanes<E> {
+    /// # Safety
+    /// The CPU must have the features that `code` is compiled for, and `layout` must be the one it expects.
+    unsafe fn prepare(layout: Layout, code: &'static Code<E>) -> Box<dyn SparseWeight> {
+        Box::new(Self { layout, code })
+    }
+}
+
+impl<E: Element> SparseWeight for Lanes<E> {
+    fn multiply(&self, x: &Matrix, y: &mut Matrix) {
+        let layout = &self.layout;
+        check_shapes(layout.rows, layout.cols, x, y);
+        let tokens = x.cols();
+        let parallel = layout.kept() * tokens >= PARALLEL_WORK;
+        // SAFETY: `prepare` was promised that the CPU has the features.
+        let input = |x: &Matrix, start, width, block_columns| unsafe {
+            (self.code.input)(x, start, width, block_columns)
+        };
+        let inputs = input_tiles(input, x, layout.lanes, layout.block_columns, parallel);
+        let mut rest = y.data_mut();
+        let mut work = Vec::with_capacity(layout.tiles.len());
+        for tile in &layout.tiles {
+            let (part, tail) = rest.split_at_mut(tile.len * tokens);
+            work.push((tile, part));
+            rest = tail;
+        }
+        let run_tile = |(tile, part): (&Tile, &mut [f32])| {
+            let mut gathered = Aligned::scratch(0);
+            for input in &inputs {
+                // SAFETY: `prepare` was promised the features, and that the layout is the right one.
+                unsafe { (self.code.tile)(layout, tile, input, &mut gathered, part, tokens) };
+            }
+            gathered.shelve();
+        };
+        if parallel {
+            work.into_par_iter().for_each(run_tile);
+        } else {
+            work.into_iter().for_each(run_tile);
+        }
+        inputs.into_iter().for_each(|input| input.data.shelve());
+        if let Some(order) = &layout.row_order
+            && let Ok(ordered) = order.permute_rows(y)
+        {
+            *y = ordered;
+        }
+    }
+
+    fn rows(&self) -> usize {
+        self.layout.rows
+    }
+}
+
+/// Whether strips of `lanes` rows suit a layer: rows of a strip must share their columns.
+pub(super) fn takes(packed: &Packed, lanes: usize) -> bool {
+    let pattern = packed.mask().grid().pattern();
+    pattern.v() >= lanes || pattern.m() == lacuna_core::GROUP_COLUMNS
+}
+
+/// All strips of a tile for the tokens of one input tile: `y[len, T]` from token `input.start` on.
+///
+/// # Safety
+/// The CPU must have the instructions of `I`; `layout` must have been made for its lanes and for `P`.
+#[inline(always)]
+unsafe fn run<I: Isa, P: Product<I> + Prefill<I, Input = <P as Product<I>>::Input>>(
+    layout: &Layout,
+    tile: &Tile,
+    input: &InputTile<<P as Product<I>>::Input>,
+    gathered: &mut Aligned<[<P as Product<I>>::Input; 4]>,
+    y: &mut [f32],
+    tokens: usize,
+) {
+    if input.width > MAX_TOKENS {
+        // SAFETY: the caller's promise; `next_width` makes tiles of these widths.
+        unsafe {
+            match input.width / I::LANES {
+                2 => prefill::run::<I, P, 2>(layout, tile, input, y, tokens),
+                4 => prefill::run::<I, P, 4>(layout, tile, input, y, tokens),
+                8 => prefill::run::<I, P, 8>(layout, tile, input, y, tokens),
+                other => unreachable!("{other} vectors"),
+            }
+        }
+        return;
+    }
+    input.gather(layout.columns(tile), gathered);
+    let mut strip = 0;
+    let strips = tile.len.div_ceil(I::LANES);
+    while strip < strips {
+        let left = strips - strip;
+        let mut sums = [[0.0; 16]; SUMS];
+        macro_rules! go {
+            ($s:literal, $n:literal) => {{
+                let work: Work<$s> = Work::new(layout, tile.first_strip + strip, input, gathered);
+                // SAFETY: the caller's promise; `Work` points at whole strips and at as many gathered groups.
+                unsafe { P::sums::<$s, $n>(&work, &mut sums) };
+                $s
+            }};
+        }
+        let done = match (input.width, left) {
+            (1, 4..) => go!(4, 1),
+            (1, 2..) => go!(2, 1),
+            (1, _) => go!(1, 1),
+            (2, 4..) => go!(4, 2),
+            (2, 2..) => go!(2, 2),
+            (2, _) => go!(1, 2),
+            (4, 4..) if I::WIDE => go!(4, 4),
+            (4, 2..) => go!(2, 4),
+            (4, _) => go!(1, 4),
+            (_, 2..) if I::WIDE => go!(2, 8),
+            _ => go!(1, 8),
+        };
+        write_sums(&sums, input, y, tokens, [strip * I::LANES, (strip + done) * I::LANES], I::LANES);
+        strip += done;
+    }
+}
+
+/// Puts the sums of the rows `from..to` of a tile in their places; lanes behind the last row are dropped.
+#[inline(always)]
+fn write_sums<E>(
+    sums: &Sums,
+    input: &InputTile<E>,
+    y: &mut [f32],
+    tokens: usize,
+    [from, to]: [usize; 2],
+    lanes: usize,
+) {
+    let rows = y.chunks_exact_mut(tokens).enumerate().take(to).skip(from);
+    for (row, out) in rows {
+        let (strip, lane) = ((row - from) / lanes, (row - from) % lanes);
+        let sums = &sums[strip * input.width..(strip + 1) * input.width];
+        for (out, sum) in out[input.start..].iter_mut().zip(sums) {
+            *out = sum[lane];
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! Tokens in lanes, for many tokens: a row's kept value is one broadcast, multiplied with vectors of tokens.
+//!
+//! A chunk of groups at a time, the activations that the tile's rows choose from are laid out in a scratch in the L1
+//! cache, and each row adds its products to its sums: no shuffles, one load a multiply-add. For pairs of 16-bit values
+//! there are six choices of two columns among a group's four; all six are laid out interleaved, so that a row's two
+//! kept values are one instruction.
+
+use half::f16;
+
+use super::aligned::Aligned;
+use super::inputs::{Element, InputTile};
+use super::isa::Isa;
+use super::layout::{CHUNK, Layout, Tile};
+use super::product::{FloatValues, InBf16, InF32, InInt, IntValues};
+
+/// One way to multiply many tokens.
+pub(super) trait Prefill<I: Isa> {
+    /// What activations are rounded to.
+    type Input: Element;
+    /// Choices of a group.
+    const CHOICES: usize;
+    /// Whether the values of two chunks fit the registers, and their choices the L1 cache.
+    const TWO_CHUNKS: bool;
+
+    /// Lays out the choices of a group: vectors `[choices][N]` from columns of `N` vectors of tokens.
+    unsafe fn choices<const N: usize>(columns: [*const Self::Input; 4], out: *mut u32);
+    /// A strip's values of a chunk, kept in registers where there are enough.
+    type Values: Copy;
+    /// Loads them.
+    unsafe fn load(from: *const u8) -> Self::Values;
+    /// Adds a row's products in `C` chunks to its `N` vectors of sums.
+    unsafe fn add<const N: usize, const C: usize>(
+        values: &[Self::Values; C],
+        row: &Row<I, C>,
+        scratch: *const u32,
+        sums: *mut f32,
+    );
+}
+
+/// What tells one row of a strip from another in `C` chunks.
+pub(super) struct Row<I: Isa, const C: usize> {
+    /// spreads the row's lane
+    lane: I::I,
+    /// 8 nibbles of positions or ranks
+    codes: [u32; C],
+    /// the strip's scales, for integers
+    scales: [*const f16; C],
+    /// the tokens' scales, for integers
+    x_scales: [*const f32; C],
+}
+
+impl<I: Isa, V: FloatValues<I>> Prefill<I> for InF32<V> {
+    type Input = f32;
+    const CHOICES: usize = 4;
+    const TWO_CHUNKS: bool = false;
+
+    #[inline(always)]
+    unsafe fn choices<const N: usize>(columns: [*const f32; 4], out: *mut u32) {
+        for (slot, column) in columns.into_iter().enumerate() {
+            for i in 0..N {
+                // SAFETY: the caller's columns and scratch have `N` vectors of tokens.
+                unsafe { I::store(out.cast::<f32>().add((slot * N + i) * I::LANES), I::load(column.add(i * I::LANES))) };
+            }
+        }
+    }
+
+    type Values = [[I::F; 2]; CHUNK];
+
+    #[inline(always)]
+    unsafe fn load(from: *const u8) -> Self::Values {
+        // SAFETY: the stream holds 8 groups of pairs.
+        unsafe {
+            let mut values = [[I::zero(); 2]; CHUNK];
+            for (g, values) in values.iter_mut().enumerate() {
+                *values = V::load(from.add(g * V::PAIR * I::LANES));
+            }
+            values
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add<const N: usize, const C: usize>(
+        values: &[Self::Values; C],
+        row: &Row<I, C>,
+        scratch: *const u32,
+        sums: *mut f32,
+    ) {
+        // SAFETY: the caller's sums have `N` vectors, the scratch `4 · N` for each of 8 groups; positions are below 4.
+        unsafe {
+            let mut acc = [I::zero(); N];
+            for (i, acc) in acc.iter_mut().enumerate() {
+                *acc = I::load(sums.add(i * I::LANES));
+            }
+            let scratch = scratch.cast::<f32>();
+            for (g, values) in values.as_flattened().iter().enumerate() {
+                let group = scratch.add(g * 4 * N * I::LANES);
+                let code = (row.codes[g / CHUNK] >> (g % CHUNK * 4)) as usize;
+                let first = group.add((code & 3) * N * I::LANES);
+                let second = group.add((code >> 2 & 3) * N * I::LANES);
+                let a = I::spread_float(values[0], row.lane);
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    *acc = I::fma(a, I::load(first.add(i * I::LANES)), *acc);
+                }
+                let b = I::spread_float(values[1], row.lane);
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    *acc = I::fma(b, I::load(second.add(i * I::LANES)), *acc);
+                }
+            }
+            for (i, acc) in acc.into_iter().enumerate() {
+                I::store(sums.add(i * I::LANES), acc);
+            }
+        }
+    }
+}
+
+/// The six pairs of four columns of 16-bit values, by rank.
+#[inline(always)]
+unsafe fn pairs<I: Isa, const N: usize>(columns: [*const u16; 4], out: *mut u32) {
+    for i in 0..N {
+        // SAFETY: the caller's columns have `N` vectors of tokens and the scratch `6 · N`.
+        unsafe {
+            let [a, b, c, d] = columns.map(|column| I::widen_words(column.add(i * I::LANES)));
+            let [high_b, high_c, high_d] = [b, c, d].map(|v| I::shift_left_16(v));
+            let pairs = [(a, high_b), (a, high_c), (b, high_c), (a, high_d), (b, high_d), (c, high_d)];
+            for (rank, (low, high)) in pairs.into_iter().enumerate() {
+                I::store_words(out.add((rank * N + i) * I::LANES), I::or(low, high));
+            }
+        }
+    }
+}
+
+impl<I: Isa> Prefill<I> for InBf16 {
+    type Input = half::bf16;
+    const CHOICES: usize = 6;
+    const TWO_CHUNKS: bool = I::WIDE;
+
+    #[inline(always)]
+    unsafe fn choices<const N: usize>(columns: [*const half::bf16; 4], out: *mut u32) {
+        // SAFETY: the caller's.
+        unsafe { pairs::<I, N>(columns.map(<*const half::bf16>::cast), out) };
+    }
+
+    type Values = [I::I; CHUNK];
+
+    #[inline(always)]
+    unsafe fn load(from: *const u8) -> Self::Values {
+        // SAFETY: the stream holds 8 groups of pairs.
+        unsafe {
+            let mut values = [I::zero_words(); CHUNK];
+            for (g, values) in values.iter_mut().enumerate() {
+                *values = I::load_words(from.add(g * 4 * I::LANES).cast());
+            }
+            values
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add<const N: usize, const C: usize>(
+        values: &[Self::Values; C],
+        row: &Row<I, C>,
+        scratch: *const u32,
+        sums: *mut f32,
+    ) {
+        // SAFETY: the caller's sums have `N` vectors, the scratch `6 · N` for each of 8 groups; ranks are below 6.
+        unsafe {
+            let mut acc = [I::zero(); N];
+            for (i, acc) in acc.iter_mut().enumerate() {
+                *acc = I::load(sums.add(i * I::LANES));
+            }
+            for (c, values) in values.iter().enumerate() {
+                for (g, &values) in values.iter().enumerate() {
+                    let rank = (row.codes[c] >> (g * 4) & 7) as usize;
+                    let x = scratch.add(((c * CHUNK + g) * 6 + rank) * N * I::LANES);
+                    let w = I::spread(values, row.lane);
+                    for (i, acc) in acc.iter_mut().enumerate() {
+                        *acc = I::dot_bf16(*acc, w, I::load_words(x.add(i * I::LANES)));
+                    }
+                }
+            }
+            for (i, acc) in acc.into_iter().enumerate() {
+                I::store(sums.add(i * I::LANES), acc);
+            }
+        }
+    }
+}
+
+impl<I: Isa, V: IntValues<I>> Prefill<I> for InInt<V> {
+    type Input = i16;
+    const CHOICES: usize = 6;
+    const TWO_CHUNKS: bool = I::WIDE;
+
+    #[inline(always)]
+    unsafe fn choices<const N: usize>(columns: [*const i16; 4], out: *mut u32) {
+        // SAFETY: the caller's.
+        unsafe { pairs::<I, N>(columns.map(<*const i16>::cast), out) };
+    }
+
+    type Values = [I::I; CHUNK];
+
+    #[inline(always)]
+    unsafe fn load(from: *const u8) -> Self::Values {
+        // SAFETY: the stream holds 8 groups of pairs.
+        unsafe {
+            let mut values = [I::zero_words(); CHUNK];
+            for (g, values) in values.iter_mut().enumerate() {
+                *values = V::load(from.add(g * V::PAIR * I::LANES));
+            }
+            values
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add<const N: usize, const C: usize>(
+        values: &[Self::Values; C],
+        row: &Row<I, C>,
+        scratch: *const u32,
+        sums: *mut f32,
+    ) {
+        // SAFETY: as in `InBf16`; there is a scale for each token.
+        unsafe {
+            let mut total = [I::zero(); N];
+            for (i, total) in total.iter_mut().enumerate() {
+                *total = I::load(sums.add(i * I::LANES));
+            }
+            for (c, values) in values.iter().enumerate() {
+                let mut acc = [I::zero_words(); N];
+                for (g, &values) in values.iter().enumerate() {
+                    let rank = (row.codes[c] >> (g * 4) & 7) as usize;
+                    let x = scratch.add(((c * CHUNK + g) * 6 + rank) * N * I::LANES);
+                    let w = I::spread(values, row.lane);
+                    for (i, acc) in acc.iter_mut().enumerate() {
+                        *acc = I::dot_i16(*acc, w, I::load_words(x.add(i * I::LANES)));
+                    }
+                }
+                let scale = I::spread_float(I::load_f16(row.scales[c]), row.lane);
+                for (i, acc) in acc.into_iter().enumerate() {
+                    let both = I::mul(scale, I::load(row.x_scales[c].add(i * I::LANES)));
+                    total[i] = I::fma(I::to_float(acc), both, total[i]);
+                }
+            }
+            for (i, total) in total.into_iter().enumerate() {
+                I::store(sums.add(i * I::LANES), total);
+            }
+        }
+    }
+}
+
+/// A tile's rows for an input tile of `N` vectors of tokens.
+///
+/// # Safety
+/// The CPU must have the instructions of `I`; `layout` must have been made for its lanes and for `P`; the input tile
+/// must be `N` vectors wide.
+#[inline(always)]
+pub(super) unsafe fn run<I: Isa, P: Prefill<I>, const N: usize>(
+    layout: &Layout,
+    tile: &Tile,
+    input: &InputTile<P::Input>,
+    y: &mut [f32],
+    tokens: usize,
+) {
+    let width = N * I::LANES;
+    assert!(input.width == width && input.data.len() == (layout.cols + 1) * width);
+    let mut scratch = Aligned::<u32>::scratch(2 * CHUNK * P::CHOICES * width);
+    let mut sums = Aligned::<f32>::scratch(tile.len * width);
+    sums.fill(0.0);
+    let mut chunk = 0;
+    while chunk < layout.chunks {
+        // SAFETY: the caller's promise; there are as many chunks left, and room for the choices of two.
+        unsafe {
+            if P::TWO_CHUNKS && chunk + 2 <= layout.chunks {
+                add_chunks::<I, P, N, 2>(layout, tile, input, chunk, scratch.as_mut_ptr(), &mut sums);
+                chunk += 2;
+            } else {
+                add_chunks::<I, P, N, 1>(layout, tile, input, chunk, scratch.as_mut_ptr(), &mut sums);
+                chunk += 1;
+            }
+        }
+    }
+    let real = width.min(tokens - input.start);
+    for (out, sums) in y.chunks_exact_mut(tokens).zip(sums.chunks_exact(width)) {
+        out[input.start..input.start + real].copy_from_slice(&sums[..real]);
+    }
+    scratch.shelve();
+    sums.shelve();
+}
+
+/// Adds the products of `C` chunks to the sums of a tile's rows.
+///
+/// # Safety
+/// As for [`run`]; `scratch` must have room for the choices of `C` chunks.
+#[inline(always)]
+unsafe fn add_chunks<I: Isa, P: Prefill<I>, const N: usize, const C: usize>(
+    layout: &Layout,
+    tile: &Tile,
+    input: &InputTile<P::Input>,
+    chunk: usize,
+    scratch: *mut u32,
+    sums: &mut [f32],
+) {
+    let width = N * I::LANES;
+    for (g, group) in layout.columns(tile)[chunk * CHUNK..(chunk + C) * CHUNK].iter().enumerate() {
+        // SAFETY: columns are at most `layout.cols`, so each names a row of the input tile; a group's choices are
+        // `CHOICES · N` vectors of the scratch.
+        unsafe {
+            let columns = group.map(|column| input.data.as_ptr().add(column as usize * width));
+            P::choices::<N>(columns, scratch.add(g * P::CHOICES * width));
+        }
+    }
+    let block = |c: usize| (chunk + c) / layout.block_chunks;
+    let x_scales: [*const f32; C] =
+        std::array::from_fn(|c| input.scales.get(block(c) * width..).map_or(std::ptr::null(), <[f32]>::as_ptr));
+    for (strip, sums) in sums.chunks_mut(I::LANES * width).enumerate() {
+        let strip = tile.first_strip + strip;
+        let stream = layout.stream(strip)[chunk * layout.chunk_bytes..].as_ptr();
+        let scales = layout.strip_scales(strip);
+        let scales: [*const f16; C] =
+            std::array::from_fn(|c| scales.get(block(c) * I::LANES..).map_or(std::ptr::null(), <[f16]>::as_ptr));
+        // SAFETY: the stream goes on for `C` chunks; behind the codes of each lie 8 groups of values. The rows have `N`
+        // vectors of sums, and their lanes are those of the strip.
+        unsafe {
+            let chunks: [*const u8; C] = std::array::from_fn(|c| stream.add(c * layout.chunk_bytes));
+            let mut values = [P::load(chunks[0].add(4 * I::LANES)); C];
+            for c in 1..C {
+                values[c] = P::load(chunks[c].add(4 * I::LANES));
+            }
+            for place in (0..C * layout.chunk_bytes).step_by(64) {
+                I::prefetch(stream.wrapping_add(layout.strip_bytes + place));
+            }
+            for (lane, sums) in sums.chunks_exact_mut(width).enumerate() {
+                let codes = chunks.map(|chunk| chunk.cast::<u32>().add(lane).read());
+                let row = Row { lane: I::lane(lane), codes, scales, x_scales };
+                P::add::<N, C>(&values, &row, scratch, sums.as_mut_ptr());
+            }
+        }
+    }
+}
