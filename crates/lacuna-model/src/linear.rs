@@ -39,7 +39,9 @@ impl Linear {
             Some(packed) => {
                 check_packed(&spec, &packed)?;
                 match execution {
-                    Execution::Sparse => Weights::Sparse((sparse::choose(&packed).prepare)(&packed, sparse::Activations::F32)),
+                    Execution::Sparse => {
+                        Weights::Sparse((sparse::choose(&packed).prepare)(&packed, sparse::Activations::F32))
+                    }
                     Execution::Dense => Weights::Dense(Arc::new(packed.unpack())),
                 }
             }

@@ -101,7 +101,9 @@ fn check_packed(checkpoint: &Checkpoint, name: &str, shape: Option<[usize; 2]>) 
         return LayerCheck { kernel: "dense".to_owned(), ..broken("a dense weight is stored too".to_owned()) };
     }
     match checkpoint.packed(name) {
-        Ok(Some(packed)) => check(name.to_owned(), pattern, &packed.unpack_in_packed_order(), sparse::choose(&packed).name),
+        Ok(Some(packed)) => {
+            check(name.to_owned(), pattern, &packed.unpack_in_packed_order(), sparse::choose(&packed).name)
+        }
         Ok(None) => broken("not packed".to_owned()),
         Err(e) => broken(e.to_string()),
     }

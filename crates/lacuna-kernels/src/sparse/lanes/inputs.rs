@@ -6,6 +6,7 @@ use lacuna_core::{GROUP_COLUMNS, Matrix};
 use rayon::prelude::*;
 
 use super::aligned::Aligned;
+use super::layout::Columns;
 use super::transpose;
 
 /// Most tokens of a tile.
@@ -127,7 +128,7 @@ impl<E: Element> InputTile<E> {
 
     /// Fours of activations, `[groups][width]`.
     #[inline(always)]
-    pub(super) fn gather(&self, columns: &[[u32; GROUP_COLUMNS]], out: &mut Aligned<[E; 4]>) {
+    pub(super) fn gather(&self, columns: Columns, out: &mut Aligned<[E; 4]>) {
         match self.width {
             1 => gather::<E, 1>(&self.data, columns, out),
             2 => gather::<E, 2>(&self.data, columns, out),
@@ -153,11 +154,13 @@ fn round_row<E: Element, const N: usize>(row: &[f32], per_unit: &[f32; N], out: 
 }
 
 #[inline(always)]
-fn gather<E: Element, const N: usize>(data: &[E], columns: &[[u32; GROUP_COLUMNS]], out: &mut Aligned<[E; 4]>) {
+fn gather<E: Element, const N: usize>(data: &[E], columns: Columns, out: &mut Aligned<[E; 4]>) {
     let (rows, _) = data.as_chunks::<N>();
-    out.resize(columns.len() * N);
-    for (out, group) in out.as_chunks_mut::<N>().0.iter_mut().zip(columns) {
-        let [a, b, c, d] = group.map(|column| &rows[column as usize]);
+    assert!(rows.len() == columns.padding() + 1, "inputs for another layer");
+    out.resize(columns.groups() * N);
+    for (g, out) in out.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+        // SAFETY: columns are at most `padding`, the last row.
+        let [a, b, c, d] = columns.of(g).map(|column| unsafe { rows.get_unchecked(column) });
         if N == MAX_TOKENS {
             let columns = [a, b, c, d].map(|row| row.first_chunk().expect("N is MAX_TOKENS"));
             E::transpose(columns, out.first_chunk_mut().expect("N is MAX_TOKENS"));

@@ -107,8 +107,9 @@ pub(super) struct Layout {
     pub(super) row_order: Option<Permutation>,
     pub(super) chunk_bytes: usize,
     pub(super) lanes: usize,
-    /// `[row_blocks, groups]`; `cols` for padding
-    columns: Vec<[u32; GROUP_COLUMNS]>,
+    m: usize,
+    /// `[row_blocks, groups]`, as [`Columns`] has them
+    offsets: Vec<[u8; GROUP_COLUMNS]>,
     /// `[strips, strip_bytes]`
     streams: Aligned<u8>,
     pub(super) strip_bytes: usize,
@@ -134,7 +135,8 @@ impl Layout {
             row_order: packed.row_order().map(Permutation::inverse),
             chunk_bytes,
             lanes,
-            columns: columns(packed, chunks * CHUNK),
+            m: grid.pattern().m(),
+            offsets: offsets(packed, chunks * CHUNK),
             streams: Aligned::zeros(0),
             strip_bytes,
         };
@@ -147,7 +149,7 @@ impl Layout {
         }
         if grid.pattern().m() == GROUP_COLUMNS {
             // Every block keeps all columns: tiles need not end with them.
-            layout.columns.truncate(chunks * CHUNK);
+            layout.offsets.truncate(chunks * CHUNK);
             layout.tiles.clear();
             for start in (0..grid.rows()).step_by(TILE_ROWS) {
                 layout.add_tile(TILE_ROWS.min(grid.rows() - start), 0);
@@ -208,9 +210,10 @@ impl Layout {
         self.rows * self.groups() * KEPT_PER_GROUP
     }
 
-    /// Kept columns of a tile, one group after the other.
-    pub(super) fn columns(&self, tile: &Tile) -> &[[u32; GROUP_COLUMNS]] {
-        &self.columns[tile.block * self.groups()..(tile.block + 1) * self.groups()]
+    /// Kept columns of a tile.
+    pub(super) fn columns(&self, tile: &Tile) -> Columns<'_> {
+        let offsets = &self.offsets[tile.block * self.groups()..(tile.block + 1) * self.groups()];
+        Columns { offsets, m: self.m, cols: self.cols }
     }
 
     /// Positions and values of a strip.
@@ -225,16 +228,52 @@ impl Layout {
     }
 }
 
-/// Kept columns of all row blocks, `groups` each; `cols` for padding.
-fn columns(packed: &Packed, groups: usize) -> Vec<[u32; GROUP_COLUMNS]> {
-    let (mask, grid) = (packed.mask(), packed.mask().grid());
-    let padding = grid.cols() as u32;
-    let mut columns = Vec::with_capacity(grid.row_blocks() * groups);
-    for block in mask.all_columns().chunks_exact(grid.groups()) {
-        columns.extend(block.iter().map(|group| group.map(|c| c.min(padding))));
-        columns.resize(columns.len().next_multiple_of(groups), [padding; GROUP_COLUMNS]);
+/// Kept columns of a row block, `cols` for padding. A column is stored as its distance from the start of its group: one
+/// byte instead of four, and every row block reads all of them.
+#[derive(Clone, Copy)]
+pub(super) struct Columns<'a> {
+    offsets: &'a [[u8; GROUP_COLUMNS]],
+    m: usize,
+    cols: usize,
+}
+
+/// The widest groups whose columns are a byte away from their start; padding may lie behind the last one.
+pub(super) const MAX_M: usize = 255;
+
+impl Columns<'_> {
+    /// Groups there are.
+    pub(super) fn groups(&self) -> usize {
+        self.offsets.len()
     }
-    columns
+
+    /// Columns of a group; at most `cols`.
+    #[inline(always)]
+    pub(super) fn of(&self, group: usize) -> [usize; GROUP_COLUMNS] {
+        let start = (group * self.m).min(self.cols);
+        self.offsets[group].map(|offset| start + usize::from(offset))
+    }
+
+    /// `cols`.
+    pub(super) fn padding(&self) -> usize {
+        self.cols
+    }
+}
+
+/// Kept columns of all row blocks, `groups` each.
+fn offsets(packed: &Packed, groups: usize) -> Vec<[u8; GROUP_COLUMNS]> {
+    let (mask, grid) = (packed.mask(), packed.mask().grid());
+    let mut offsets = Vec::with_capacity(grid.row_blocks() * groups);
+    for block in mask.all_columns().chunks_exact(grid.groups()) {
+        for (g, group) in block.iter().enumerate() {
+            let start = g * grid.pattern().m();
+            offsets.push(group.map(|column| {
+                let offset = (column as usize).min(grid.cols()) - start;
+                u8::try_from(offset).expect("`takes` refuses wider groups")
+            }));
+        }
+        offsets.resize(offsets.len().next_multiple_of(groups), [0; GROUP_COLUMNS]);
+    }
+    offsets
 }
 
 /// Kept values under one scale, where values have scales.

@@ -131,7 +131,7 @@ impl<E: Element> SparseWeight for Lanes<E> {
 /// Whether strips of `lanes` rows suit a layer: rows of a strip must share their columns.
 pub(super) fn takes(packed: &Packed, lanes: usize) -> bool {
     let pattern = packed.mask().grid().pattern();
-    pattern.v() >= lanes || pattern.m() == lacuna_core::GROUP_COLUMNS
+    (pattern.v() >= lanes || pattern.m() == lacuna_core::GROUP_COLUMNS) && pattern.m() <= layout::MAX_M
 }
 
 /// All strips of a tile for the tokens of one input tile: `y[len, T]` from token `input.start` on.

@@ -298,11 +298,12 @@ unsafe fn add_chunks<I: Isa, P: Prefill<I>, const N: usize, const C: usize>(
     sums: &mut [f32],
 ) {
     let width = N * I::LANES;
-    for (g, group) in layout.columns(tile)[chunk * CHUNK..(chunk + C) * CHUNK].iter().enumerate() {
+    let columns = layout.columns(tile);
+    for g in 0..C * CHUNK {
         // SAFETY: columns are at most `layout.cols`, so each names a row of the input tile; a group's choices are
         // `CHOICES · N` vectors of the scratch.
         unsafe {
-            let columns = group.map(|column| input.data.as_ptr().add(column as usize * width));
+            let columns = columns.of(chunk * CHUNK + g).map(|column| input.data.as_ptr().add(column * width));
             P::choices::<N>(columns, scratch.add(g * P::CHOICES * width));
         }
     }

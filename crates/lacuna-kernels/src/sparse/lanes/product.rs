@@ -1,4 +1,6 @@
 //! The inner loops: `S` strips times `N` tokens over all groups, a loop for each kind of arithmetic.
+//!
+//! Plain loops, no closures, around the functions of [`Isa`]: a closure may be compiled by itself, without the features.
 
 use half::f16;
 
@@ -129,6 +131,18 @@ impl<I: Isa> IntValues<I> for Int4 {
     }
 }
 
+/// How far ahead of its use a stream is asked for, in bytes. Strips are a few pages long, and the hardware starts anew
+/// with each page.
+const AHEAD: usize = 2048;
+
+/// Asks for what lies ahead of a chunk with so many bytes a row.
+#[inline(always)]
+fn prefetch<I: Isa>(stream: *const u8, row_bytes: usize) {
+    for place in (0..row_bytes * I::LANES).step_by(64) {
+        I::prefetch(stream.wrapping_add(AHEAD + place));
+    }
+}
+
 /// Products and sums in f32, activations as they are.
 pub(super) struct InF32<V>(V);
 
@@ -144,11 +158,20 @@ impl<I: Isa, V: FloatValues<I>> Product<I> for InF32<V> {
             let mut streams = work.streams;
             let mut x: *const [f32; 4] = work.x.cast();
             for _ in 0..work.chunks {
-                let mut codes = streams.map(|stream| I::load_words(stream.cast()));
-                streams = streams.map(|stream| stream.add(4 * I::LANES));
+                let mut codes = [I::zero_words(); S];
+                for s in 0..S {
+                    codes[s] = I::load_words(streams[s].cast());
+                    prefetch::<I>(streams[s], 4 + CHUNK * V::PAIR);
+                    streams[s] = streams[s].add(4 * I::LANES);
+                }
                 for _ in 0..CHUNK {
-                    let values = streams.map(|stream| V::load(stream));
-                    let second = codes.map(|codes| I::shift_right::<2>(codes));
+                    let mut values = [[I::zero(); 2]; S];
+                    let mut second = codes;
+                    for s in 0..S {
+                        values[s] = V::load(streams[s]);
+                        streams[s] = streams[s].add(V::PAIR * I::LANES);
+                        second[s] = I::shift_right::<2>(codes[s]);
+                    }
                     for t in 0..N {
                         let four = I::four(x.add(t));
                         for s in 0..S {
@@ -158,8 +181,9 @@ impl<I: Isa, V: FloatValues<I>> Product<I> for InF32<V> {
                             acc[s][t] = I::fma(values[s][1], I::pick(four, second[s]), acc[s][t]);
                         }
                     }
-                    codes = codes.map(|codes| I::shift_right::<4>(codes));
-                    streams = streams.map(|stream| stream.add(V::PAIR * I::LANES));
+                    for codes in &mut codes {
+                        *codes = I::shift_right::<4>(*codes);
+                    }
                     x = x.add(N);
                 }
             }
@@ -184,19 +208,28 @@ impl<I: Isa> Product<I> for InBf16 {
             let mut streams = work.streams;
             let mut x: *const [u16; 4] = work.x.cast();
             for _ in 0..work.chunks {
-                let mut ranks = streams.map(|stream| I::load_words(stream.cast()));
-                streams = streams.map(|stream| stream.add(4 * I::LANES));
+                let mut ranks = [I::zero_words(); S];
+                for s in 0..S {
+                    ranks[s] = I::load_words(streams[s].cast());
+                    prefetch::<I>(streams[s], 4 + CHUNK * 4);
+                    streams[s] = streams[s].add(4 * I::LANES);
+                }
                 for _ in 0..CHUNK {
-                    let values = streams.map(|stream| I::load_words(stream.cast()));
-                    let controls = ranks.map(|ranks| I::pair_control(ranks));
+                    let (mut values, mut controls) = (ranks, ranks);
+                    for s in 0..S {
+                        values[s] = I::load_words(streams[s].cast());
+                        streams[s] = streams[s].add(4 * I::LANES);
+                        controls[s] = I::pair_control(ranks[s]);
+                    }
                     for t in 0..N {
                         let four = I::four_pairs(x.add(t));
                         for s in 0..S {
                             acc[s][t] = I::dot_bf16(acc[s][t], values[s], I::pick_pair(four, controls[s]));
                         }
                     }
-                    ranks = ranks.map(|ranks| I::shift_right::<4>(ranks));
-                    streams = streams.map(|stream| stream.add(4 * I::LANES));
+                    for ranks in &mut ranks {
+                        *ranks = I::shift_right::<4>(*ranks);
+                    }
                     x = x.add(N);
                 }
             }
@@ -228,19 +261,28 @@ impl<I: Isa, V: IntValues<I>> Product<I> for InInt<V> {
                 chunks -= block;
                 let mut acc = [[I::zero_words(); N]; S];
                 for _ in 0..block {
-                    let mut ranks = streams.map(|stream| I::load_words(stream.cast()));
-                    streams = streams.map(|stream| stream.add(4 * I::LANES));
+                    let mut ranks = [I::zero_words(); S];
+                    for s in 0..S {
+                        ranks[s] = I::load_words(streams[s].cast());
+                        prefetch::<I>(streams[s], 4 + CHUNK * V::PAIR);
+                        streams[s] = streams[s].add(4 * I::LANES);
+                    }
                     for _ in 0..CHUNK {
-                        let values = streams.map(|stream| V::load(stream));
-                        let controls = ranks.map(|ranks| I::pair_control(ranks));
+                        let (mut values, mut controls) = (ranks, ranks);
+                        for s in 0..S {
+                            values[s] = V::load(streams[s]);
+                            streams[s] = streams[s].add(V::PAIR * I::LANES);
+                            controls[s] = I::pair_control(ranks[s]);
+                        }
                         for t in 0..N {
                             let four = I::four_pairs(x.add(t));
                             for s in 0..S {
                                 acc[s][t] = I::dot_i16(acc[s][t], values[s], I::pick_pair(four, controls[s]));
                             }
                         }
-                        ranks = ranks.map(|ranks| I::shift_right::<4>(ranks));
-                        streams = streams.map(|stream| stream.add(V::PAIR * I::LANES));
+                        for ranks in &mut ranks {
+                            *ranks = I::shift_right::<4>(*ranks);
+                        }
                         x = x.add(N);
                     }
                 }
@@ -251,7 +293,9 @@ impl<I: Isa, V: IntValues<I>> Product<I> for InInt<V> {
                         total[s][t] = I::fma(I::to_float(acc[s][t]), both, total[s][t]);
                     }
                 }
-                scales = scales.map(|scale| scale.add(I::LANES));
+                for scale in &mut scales {
+                    *scale = scale.add(I::LANES);
+                }
                 x_scales = x_scales.add(N);
             }
             for (i, sum) in total.as_flattened().iter().enumerate() {
