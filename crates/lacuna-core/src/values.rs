@@ -103,7 +103,7 @@ impl Values {
 
     /// Rounds rows of `kept_per_row` values. Refuses, by row, a finite value that would become infinite, and for
     /// integers every value that no finite scale reaches.
-    pub(crate) fn round(values: Vec<f32>, kept_per_row: usize, value_type: ValueType) -> Result<Self> {
+    pub fn round(values: Vec<f32>, kept_per_row: usize, value_type: ValueType) -> Result<Self> {
         let dtype = match value_type {
             ValueType::Float(dtype) => dtype,
             ValueType::Int(int, group) => {

@@ -3,7 +3,8 @@
 use lacuna_core::{
     Dtype, GROUP_COLUMNS, IntType, Mask, Matrix, Packed, Pair, Pattern, Permutation, ScaleGroup, ValueType,
 };
-use lacuna_kernels::sparse::{Activations, KERNELS, REFERENCE};
+use lacuna_kernels::Activations;
+use lacuna_kernels::sparse::{KERNELS, REFERENCE};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -8,7 +8,7 @@
 
 use lacuna_core::{GROUP_COLUMNS, Matrix, Packed};
 
-use super::{Activations, SparseWeight};
+use crate::weight::{Activations, Weight};
 use super::strips::{STRIP, Strips, Tile};
 
 /// Groups gathered at once in prefill: 24 groups × 4 columns × 64 tokens × 4 bytes is 24 KiB.
@@ -19,13 +19,13 @@ pub(super) const DECODE_TOKENS: usize = 3;
 const WIDE: usize = 64;
 const NARROW: usize = 8;
 
-pub(super) fn prepare(packed: &Packed, _: Activations) -> Box<dyn SparseWeight> {
+pub(super) fn prepare(packed: &Packed, _: Activations) -> Box<dyn Weight> {
     Box::new(Portable(Strips::new(packed)))
 }
 
 struct Portable(Strips);
 
-impl SparseWeight for Portable {
+impl Weight for Portable {
     fn multiply(&self, x: &Matrix, y: &mut Matrix) {
         self.0.multiply(x, y, |strips, tile, x, y| {
             if x.cols() <= DECODE_TOKENS { decode(strips, tile, x, y) } else { prefill(strips, tile, x, y) }

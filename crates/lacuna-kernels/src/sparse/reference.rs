@@ -2,15 +2,15 @@
 
 use lacuna_core::{Matrix, Packed};
 
-use super::{Activations, SparseWeight, check_shapes};
+use crate::weight::{Activations, Weight, check_shapes};
 
-pub(super) fn prepare(packed: &Packed, _: Activations) -> Box<dyn SparseWeight> {
+pub(super) fn prepare(packed: &Packed, _: Activations) -> Box<dyn Weight> {
     Box::new(Reference(packed.clone()))
 }
 
 struct Reference(Packed);
 
-impl SparseWeight for Reference {
+impl Weight for Reference {
     fn multiply(&self, x: &Matrix, y: &mut Matrix) {
         let (mask, grid) = (self.0.mask(), self.0.mask().grid());
         check_shapes(grid.rows(), grid.cols(), x, y);

@@ -7,7 +7,7 @@
 use lacuna_core::{GROUP_COLUMNS, KEPT_PER_GROUP, Matrix, Packed, Permutation};
 use rayon::prelude::*;
 
-use super::check_shapes;
+use crate::weight::check_shapes;
 
 /// Rows of a strip: the lanes of a 256-bit vector.
 pub(super) const STRIP: usize = 8;

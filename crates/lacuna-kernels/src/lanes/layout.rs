@@ -4,6 +4,8 @@
 //! strip is one stream of bytes, chunk after chunk of [`CHUNK`] groups: a word of 8 nibbles for each row, then group by
 //! group the two kept values of each row. Groups behind the last one are zeros.
 
+use std::ops::Range;
+
 use half::f16;
 use lacuna_core::{GROUP_COLUMNS, IntType, KEPT_PER_GROUP, Packed, Permutation, Values};
 
@@ -18,7 +20,7 @@ const TILE_ROWS: usize = 128;
 
 /// How the values of a strip in a group lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(crate) enum Form {
     /// all first values, then all second ones, f32
     F32,
     /// all first values, then all second ones, f16
@@ -35,7 +37,7 @@ pub(super) enum Form {
 
 impl Form {
     /// Bytes of a row's pair.
-    fn pair_bytes(self) -> usize {
+    pub(super) fn pair_bytes(self) -> usize {
         match self {
             Self::F32 => 8,
             Self::F16 | Self::Bf16 | Self::Bf16Dot => 4,
@@ -45,8 +47,8 @@ impl Form {
     }
 
     /// The form of a layer's values; bfloat16 ones may be wanted for [`super::isa::Isa::dot_bf16`].
-    pub(super) fn of(packed: &Packed, bf16_dot: bool) -> Self {
-        match packed.values() {
+    pub(super) fn of(values: &Values, bf16_dot: bool) -> Self {
+        match values {
             Values::F32(_) => Self::F32,
             Values::F16(_) => Self::F16,
             Values::Bf16(_) if bf16_dot => Self::Bf16Dot,
@@ -183,7 +185,7 @@ impl Layout {
                     stream[chunk + lane * 4 + g % CHUNK / 2] |= nibble << (g % 2 * 4);
                     let at = chunk + lanes * (4 + g % CHUNK * form.pair_bytes());
                     let i = (row * groups + g) * KEPT_PER_GROUP;
-                    put_pair(&mut stream[at..at + lanes * form.pair_bytes()], form, lanes, lane, values, i);
+                    put_pair(&mut stream[at..at + lanes * form.pair_bytes()], form, lanes, lane, values, i..i + KEPT_PER_GROUP);
                 }
                 if let Some(scales) = row_scales(packed, row) {
                     for (block, &scale) in scales.iter().enumerate() {
@@ -289,32 +291,41 @@ fn row_scales(packed: &Packed, row: usize) -> Option<&[f16]> {
     }
 }
 
-/// Writes the pair of kept values `i`, `i + 1` for one lane of a strip's group.
-fn put_pair(out: &mut [u8], form: Form, lanes: usize, lane: usize, values: &Values, i: usize) {
+/// Writes the values of `pair`, two or at the end of an odd row one, for one lane of a strip's group.
+pub(super) fn put_pair(
+    out: &mut [u8],
+    form: Form,
+    lanes: usize,
+    lane: usize,
+    values: &Values,
+    pair: Range<usize>,
+) {
     match (form, values) {
         (Form::F32, values) => {
-            for slot in 0..KEPT_PER_GROUP {
-                out[(slot * lanes + lane) * 4..][..4].copy_from_slice(&values.get(i + slot).to_ne_bytes());
+            for (slot, i) in pair.enumerate() {
+                out[(slot * lanes + lane) * 4..][..4].copy_from_slice(&values.get(i).to_ne_bytes());
             }
         }
         (Form::F16, Values::F16(values)) => {
-            for slot in 0..KEPT_PER_GROUP {
-                out[(slot * lanes + lane) * 2..][..2].copy_from_slice(&values[i + slot].to_ne_bytes());
+            for (slot, i) in pair.enumerate() {
+                out[(slot * lanes + lane) * 2..][..2].copy_from_slice(&values[i].to_ne_bytes());
             }
         }
         (Form::Bf16 | Form::Bf16Dot, Values::Bf16(values)) => {
-            for slot in 0..KEPT_PER_GROUP {
-                out[lane * 4 + slot * 2..][..2].copy_from_slice(&values[i + slot].to_ne_bytes());
+            for (slot, i) in pair.enumerate() {
+                out[lane * 4 + slot * 2..][..2].copy_from_slice(&values[i].to_ne_bytes());
             }
         }
         (Form::Int8, Values::Quantized(values)) => {
-            for slot in 0..KEPT_PER_GROUP {
-                out[lane * 2 + slot] = values.codes()[i + slot].cast_unsigned();
+            for (slot, i) in pair.enumerate() {
+                out[lane * 2 + slot] = values.codes()[i].cast_unsigned();
             }
         }
         (Form::Int4, Values::Quantized(values)) => {
-            let nibble = |slot: usize| (values.codes()[i + slot] + 8).cast_unsigned();
-            out[lane] = nibble(0) | nibble(1) << 4;
+            out[lane] = 0x88;
+            for (slot, i) in pair.enumerate() {
+                out[lane] ^= (values.codes()[i] as u8 & 15) << (4 * slot);
+            }
         }
         _ => unreachable!("`Form::of` looks at the values"),
     }

@@ -3,16 +3,16 @@
 use std::arch::x86_64::*;
 
 use half::f16;
-use lacuna_core::{Matrix, Packed};
+use lacuna_core::Matrix;
 
-use super::super::{Activations, SparseWeight};
 use super::aligned::Aligned;
 use super::isa::Isa;
+use super::dense::{DenseLayout, PairTile};
 use super::layout::{Form, Layout, Tile};
 use super::product::{Bf16, F16, F32, InF32, InInt, Int4, Int8};
-use super::{Code, InputTile, Lanes, run};
+use super::{AnyCode, Code, DenseTile, InputTile, InstructionSet, run, run_dense};
 
-pub(in super::super) fn available() -> bool {
+fn available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
@@ -77,6 +77,10 @@ impl Isa for Avx2 {
     #[inline(always)]
     unsafe fn store_words(to: *mut u32, v: __m256i) {
         _mm256_storeu_si256(to.cast(), v);
+    }
+    #[inline(always)]
+    unsafe fn splat_word(v: u32) -> __m256i {
+        _mm256_set1_epi32(v.cast_signed())
     }
     #[inline(always)]
     unsafe fn lane(lane: usize) -> __m256i {
@@ -161,18 +165,18 @@ super::products! {
     INT4_CODE: InInt<Int4> as i16,
 }
 
-pub(in super::super) fn prepare(packed: &Packed, _: Activations) -> Box<dyn SparseWeight> {
-    assert!(available(), "this CPU lacks AVX2, FMA or F16C");
-    let form = Form::of(packed, false);
-    let layout = Layout::new(packed, Avx2::LANES, form);
-    // SAFETY: the features were detected, and the layout is for 8 lanes and the form that the product takes.
-    unsafe {
-        match form {
-            Form::F32 => Lanes::prepare(layout, &F32_CODE),
-            Form::F16 => Lanes::prepare(layout, &F16_CODE),
-            Form::Bf16 | Form::Bf16Dot => Lanes::prepare(layout, &BF16_CODE),
-            Form::Int8 => Lanes::prepare(layout, &INT8_CODE),
-            Form::Int4 => Lanes::prepare(layout, &INT4_CODE),
-        }
-    }
-}
+/// The kernel.
+pub(crate) static SET: InstructionSet = InstructionSet {
+    name: "avx2",
+    needs: "AVX2, FMA, F16C",
+    lanes: Avx2::LANES,
+    bf16_dot: false,
+    available,
+    code: |form| match form {
+        Form::F32 => AnyCode::F32(&F32_CODE),
+        Form::F16 => AnyCode::F32(&F16_CODE),
+        Form::Bf16 | Form::Bf16Dot => AnyCode::F32(&BF16_CODE),
+        Form::Int8 => AnyCode::I16(&INT8_CODE),
+        Form::Int4 => AnyCode::I16(&INT4_CODE),
+    },
+};

@@ -43,6 +43,8 @@ pub(super) trait Isa: Copy {
     unsafe fn load_words(from: *const u32) -> Self::I;
     /// `LANES` words.
     unsafe fn store_words(to: *mut u32, v: Self::I);
+    /// One word in each lane.
+    unsafe fn splat_word(v: u32) -> Self::I;
     /// What [`Isa::spread`] takes for a lane.
     unsafe fn lane(lane: usize) -> Self::I;
     /// One lane's word in each lane.

@@ -8,28 +8,31 @@
 
 mod aligned;
 #[cfg(target_arch = "x86_64")]
-pub(super) mod avx2;
+pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
-pub(super) mod avx512;
+pub(crate) mod avx512;
+mod dense;
 mod inputs;
 mod isa;
 mod layout;
 #[cfg(target_arch = "aarch64")]
-pub(super) mod neon;
+pub(crate) mod neon;
 mod prefill;
 mod product;
 mod transpose;
 
-use lacuna_core::{Matrix, Packed};
+use half::bf16;
+use lacuna_core::{Matrix, Packed, Values};
 use rayon::prelude::*;
 
 use self::aligned::Aligned;
+use self::dense::{DenseLanes, DenseLayout, DenseTile, PairTile, run_dense};
 use self::inputs::{Element, InputTile, MAX_TOKENS, input_tiles};
 use self::isa::Isa;
-use self::layout::{Layout, Tile};
+use self::layout::{Form, Layout, Tile};
 use self::prefill::Prefill;
 use self::product::{Product, SUMS, Sums, Work};
-use super::{SparseWeight, check_shapes};
+use crate::weight::{Activations, Weight, check_shapes};
 
 /// Kept values × tokens below which handing work to other threads costs more than it saves.
 const PARALLEL_WORK: usize = 1 << 17;
@@ -55,7 +58,18 @@ macro_rules! products {
                     // SAFETY: only called where the features were detected and the layout is the right one.
                     unsafe { run::<$isa, $product>(layout, tile, input, gathered, y, tokens) }
                 }
-                Code { input, tile }
+                #[target_feature(enable = $features)]
+                unsafe fn dense(
+                    layout: &DenseLayout,
+                    tile: DenseTile,
+                    x: &PairTile<$input>,
+                    y: &mut [f32],
+                    tokens: usize,
+                ) {
+                    // SAFETY: as for `tile`.
+                    unsafe { run_dense::<$isa, $product>(layout, tile, x, y, tokens) }
+                }
+                Code { input, tile, dense }
             };
         )*
     };
@@ -63,34 +77,85 @@ macro_rules! products {
 use products;
 
 /// What is compiled for an instruction set and a value type.
-struct Code<E: 'static> {
+pub(crate) struct Code<E: 'static> {
     /// makes an input tile
     input: unsafe fn(&Matrix, usize, usize, usize) -> InputTile<E>,
     /// computes a tile of rows for the tokens of an input tile
     tile: unsafe fn(&Layout, &Tile, &InputTile<E>, &mut Aligned<[E; 4]>, &mut [f32], usize),
+    /// the same for a dense weight
+    dense: unsafe fn(&DenseLayout, DenseTile, &PairTile<E>, &mut [f32], usize),
 }
 
-/// A layer made ready for one instruction set and one value type.
+/// The code for a form of values, by what activations are rounded to.
+pub(crate) enum AnyCode {
+    F32(&'static Code<f32>),
+    Bf16(&'static Code<bf16>),
+    I16(&'static Code<i16>),
+}
+
+/// A set of instructions and the code that is compiled for it.
+pub(crate) struct InstructionSet {
+    /// name of the kernel
+    pub(crate) name: &'static str,
+    /// what the CPU must have, for people
+    pub(crate) needs: &'static str,
+    lanes: usize,
+    /// whether it multiplies bfloat16
+    bf16_dot: bool,
+    pub(crate) available: fn() -> bool,
+    code: fn(Form) -> AnyCode,
+}
+
+/// Makes a packed layer ready.
+///
+/// # Panics
+/// If the CPU lacks the instructions.
+pub(crate) fn prepare(set: &'static InstructionSet, packed: &Packed, activations: Activations) -> Box<dyn Weight> {
+    assert!((set.available)(), "this CPU lacks {}", set.needs);
+    let form = Form::of(packed.values(), set.bf16_dot && activations == Activations::Bf16);
+    let layout = Layout::new(packed, set.lanes, form);
+    // The features were detected, and the layout is for the lanes and the form that the code takes.
+    match (set.code)(form) {
+        AnyCode::F32(code) => Box::new(Lanes { layout, code }),
+        AnyCode::Bf16(code) => Box::new(Lanes { layout, code }),
+        AnyCode::I16(code) => Box::new(Lanes { layout, code }),
+    }
+}
+
+/// Makes a dense weight `[rows, cols]` ready.
+///
+/// # Panics
+/// If the CPU lacks the instructions, or the number of values is another.
+pub(crate) fn prepare_dense(
+    set: &'static InstructionSet,
+    values: &Values,
+    [rows, cols]: [usize; 2],
+    activations: Activations,
+) -> Box<dyn Weight> {
+    assert!((set.available)(), "this CPU lacks {}", set.needs);
+    let form = Form::of(values, set.bf16_dot && activations == Activations::Bf16);
+    let layout = DenseLayout::new(values, [rows, cols], set.lanes, form);
+    match (set.code)(form) {
+        AnyCode::F32(code) => Box::new(DenseLanes { layout, code }),
+        AnyCode::Bf16(code) => Box::new(DenseLanes { layout, code }),
+        AnyCode::I16(code) => Box::new(DenseLanes { layout, code }),
+    }
+}
+
+/// A layer made ready for one instruction set and one value type. Made by [`prepare`] alone, which has seen that the
+/// CPU has the features that `code` is compiled for, and that `layout` is the one it expects.
 struct Lanes<E: 'static> {
     layout: Layout,
     code: &'static Code<E>,
 }
 
-impl<E: Element> Lanes<E> {
-    /// # Safety
-    /// The CPU must have the features that `code` is compiled for, and `layout` must be the one it expects.
-    unsafe fn prepare(layout: Layout, code: &'static Code<E>) -> Box<dyn SparseWeight> {
-        Box::new(Self { layout, code })
-    }
-}
-
-impl<E: Element> SparseWeight for Lanes<E> {
+impl<E: Element> Weight for Lanes<E> {
     fn multiply(&self, x: &Matrix, y: &mut Matrix) {
         let layout = &self.layout;
         check_shapes(layout.rows, layout.cols, x, y);
         let tokens = x.cols();
         let parallel = layout.kept() * tokens >= PARALLEL_WORK;
-        // SAFETY: `prepare` was promised that the CPU has the features.
+        // SAFETY: `prepare` has seen that the CPU has the features.
         let input = |x: &Matrix, start, width, block_columns| unsafe {
             (self.code.input)(x, start, width, block_columns)
         };
@@ -105,7 +170,7 @@ impl<E: Element> SparseWeight for Lanes<E> {
         let run_tile = |(tile, part): (&Tile, &mut [f32])| {
             let mut gathered = Aligned::scratch(0);
             for input in &inputs {
-                // SAFETY: `prepare` was promised the features, and that the layout is the right one.
+                // SAFETY: `prepare` has seen the features and made the layout.
                 unsafe { (self.code.tile)(layout, tile, input, &mut gathered, part, tokens) };
             }
             gathered.shelve();
@@ -128,10 +193,10 @@ impl<E: Element> SparseWeight for Lanes<E> {
     }
 }
 
-/// Whether strips of `lanes` rows suit a layer: rows of a strip must share their columns.
-pub(super) fn takes(packed: &Packed, lanes: usize) -> bool {
+/// Whether the strips of an instruction set suit a layer: rows of a strip must share their columns.
+pub(crate) fn takes(packed: &Packed, set: &InstructionSet) -> bool {
     let pattern = packed.mask().grid().pattern();
-    (pattern.v() >= lanes || pattern.m() == lacuna_core::GROUP_COLUMNS) && pattern.m() <= layout::MAX_M
+    (pattern.v() >= set.lanes || pattern.m() == lacuna_core::GROUP_COLUMNS) && pattern.m() <= layout::MAX_M
 }
 
 /// All strips of a tile for the tokens of one input tile: `y[len, T]` from token `input.start` on.

@@ -137,7 +137,7 @@ const AHEAD: usize = 2048;
 
 /// Asks for what lies ahead of a chunk with so many bytes a row.
 #[inline(always)]
-fn prefetch<I: Isa>(stream: *const u8, row_bytes: usize) {
+pub(super) fn prefetch<I: Isa>(stream: *const u8, row_bytes: usize) {
     for place in (0..row_bytes * I::LANES).step_by(64) {
         I::prefetch(stream.wrapping_add(AHEAD + place));
     }

@@ -3,20 +3,20 @@
 use std::arch::x86_64::*;
 
 use half::{bf16, f16};
-use lacuna_core::{Matrix, Packed};
+use lacuna_core::Matrix;
 
-use super::super::{Activations, SparseWeight};
 use super::aligned::Aligned;
 use super::isa::Isa;
+use super::dense::{DenseLayout, PairTile};
 use super::layout::{Form, Layout, Tile};
 use super::product::{Bf16, F16, F32, InBf16, InF32, InInt, Int4, Int8};
-use super::{Code, InputTile, Lanes, run};
+use super::{AnyCode, Code, DenseTile, InputTile, InstructionSet, run, run_dense};
 
-pub(in super::super) fn available() -> bool {
+fn available() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vl")
 }
 
-pub(in super::super) fn dot_available() -> bool {
+fn dot_available() -> bool {
     available() && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512bf16")
 }
 
@@ -80,6 +80,10 @@ impl<const DOT: bool> Isa for Avx512<DOT> {
     #[inline(always)]
     unsafe fn store_words(to: *mut u32, v: __m512i) {
         _mm512_storeu_si512(to.cast(), v);
+    }
+    #[inline(always)]
+    unsafe fn splat_word(v: u32) -> __m512i {
+        _mm512_set1_epi32(v.cast_signed())
     }
     #[inline(always)]
     unsafe fn lane(lane: usize) -> __m512i {
@@ -167,7 +171,7 @@ super::products! {
 /// The products that VNNI and BF16 make faster.
 mod dot {
     use super::*;
-    super::super::products! {
+    crate::lanes::products! {
         "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16", Avx512<true>;
         BF16_CODE: InBf16 as bf16,
         INT8_CODE: InInt<Int8> as i16,
@@ -175,35 +179,35 @@ mod dot {
     }
 }
 
-pub(in super::super) fn prepare(packed: &Packed, _: Activations) -> Box<dyn SparseWeight> {
-    assert!(available(), "this CPU lacks AVX-512");
-    let form = Form::of(packed, false);
-    let layout = Layout::new(packed, 16, form);
-    // SAFETY: the features were detected, and the layout is for 16 lanes and the form that the product takes.
-    unsafe {
-        match form {
-            Form::F32 => Lanes::prepare(layout, &F32_CODE),
-            Form::F16 => Lanes::prepare(layout, &F16_CODE),
-            Form::Bf16 | Form::Bf16Dot => Lanes::prepare(layout, &BF16_CODE),
-            Form::Int8 => Lanes::prepare(layout, &INT8_CODE),
-            Form::Int4 => Lanes::prepare(layout, &INT4_CODE),
-        }
-    }
-}
+/// The kernel without VNNI and BF16.
+pub(crate) static PLAIN: InstructionSet = InstructionSet {
+    name: "avx512",
+    needs: "AVX-512 F, BW, VL",
+    lanes: Avx512::<false>::LANES,
+    bf16_dot: false,
+    available,
+    code: |form| match form {
+        Form::F32 => AnyCode::F32(&F32_CODE),
+        Form::F16 => AnyCode::F32(&F16_CODE),
+        Form::Bf16 | Form::Bf16Dot => AnyCode::F32(&BF16_CODE),
+        Form::Int8 => AnyCode::I16(&INT8_CODE),
+        Form::Int4 => AnyCode::I16(&INT4_CODE),
+    },
+};
 
-pub(in super::super) fn prepare_dot(packed: &Packed, activations: Activations) -> Box<dyn SparseWeight> {
-    assert!(dot_available(), "this CPU lacks AVX-512 with VNNI and BF16");
-    let form = Form::of(packed, activations == Activations::Bf16);
-    let layout = Layout::new(packed, 16, form);
-    // SAFETY: as in `prepare`.
-    unsafe {
-        match form {
-            Form::F32 => Lanes::prepare(layout, &F32_CODE),
-            Form::F16 => Lanes::prepare(layout, &F16_CODE),
-            Form::Bf16 => Lanes::prepare(layout, &BF16_CODE),
-            Form::Bf16Dot => Lanes::prepare(layout, &dot::BF16_CODE),
-            Form::Int8 => Lanes::prepare(layout, &dot::INT8_CODE),
-            Form::Int4 => Lanes::prepare(layout, &dot::INT4_CODE),
-        }
-    }
-}
+/// The kernel with them.
+pub(crate) static WITH_DOT: InstructionSet = InstructionSet {
+    name: "avx512-vnni-bf16",
+    needs: "AVX-512 F, BW, VL, VNNI, BF16",
+    lanes: Avx512::<true>::LANES,
+    bf16_dot: true,
+    available: dot_available,
+    code: |form| match form {
+        Form::F32 => AnyCode::F32(&F32_CODE),
+        Form::F16 => AnyCode::F32(&F16_CODE),
+        Form::Bf16 => AnyCode::F32(&BF16_CODE),
+        Form::Bf16Dot => AnyCode::Bf16(&dot::BF16_CODE),
+        Form::Int8 => AnyCode::I16(&dot::INT8_CODE),
+        Form::Int4 => AnyCode::I16(&dot::INT4_CODE),
+    },
+};
