@@ -79,6 +79,8 @@ class PyTorch:
                     return ops.linear_prepack(quantized, None)
 
                 return (lambda w: ops.linear_dynamic(x, w, True)), [pack(i) for i in range(len(weights))]
+            if x.shape[1] % 32:
+                raise Unsupported("_weight_int8pack_mm reads past columns that are no multiple of 32")  # and crashes
             values = torch.from_numpy(weights.base).div(scale[:, None]).round().to(torch.int8)
             pairs = [(values.roll(i, 0), scale.roll(i).bfloat16()) for i in range(len(weights))]
             return (lambda w: torch.ops.aten._weight_int8pack_mm(x, *w)), pairs
