@@ -1,10 +1,10 @@
 //! What every weight that is ready to multiply has in common.
 
-use lacuna_core::Matrix;
+use lacuna_core::{Matrix, Packed};
 
 /// A weight `[R, K]` made ready for one kernel.
 pub trait Weight: Send + Sync {
-    /// `y = W · x` for activations `x[K, T]`; `y` is `[R, T]`.
+    /// `y = W · x + b` for activations `x[K, T]`; `y` is `[R, T]`.
     ///
     /// # Panics
     /// If the shapes do not fit.
@@ -28,4 +28,42 @@ pub enum Activations {
 pub(crate) fn check_shapes(rows: usize, cols: usize, x: &Matrix, y: &Matrix) {
     assert_eq!(x.rows(), cols, "activations have another number of features than the weight");
     assert_eq!((y.rows(), y.cols()), (rows, x.cols()), "result has another shape than the product");
+}
+
+/// A bias `[R]`, in the order in which a kernel computes rows.
+#[derive(Default)]
+pub(crate) struct Bias(Vec<f32>);
+
+impl Bias {
+    /// That of a packed layer.
+    ///
+    /// # Panics
+    /// If there is another number of values than rows.
+    pub(crate) fn packed(bias: Option<&[f32]>, packed: &Packed) -> Self {
+        let rows = packed.mask().grid().rows();
+        Self::new(bias, rows).reordered(|bias| (0..rows).map(|row| bias[packed.output_row(row)]).collect())
+    }
+
+    /// That of a weight with so many rows.
+    ///
+    /// # Panics
+    /// If there is another number of values.
+    pub(crate) fn new(bias: Option<&[f32]>, rows: usize) -> Self {
+        assert!(bias.is_none_or(|bias| bias.len() == rows), "a bias for another number of rows");
+        Self(bias.unwrap_or_default().to_vec())
+    }
+
+    fn reordered(self, order: impl Fn(&[f32]) -> Vec<f32>) -> Self {
+        if self.0.is_empty() { self } else { Self(order(&self.0)) }
+    }
+
+    /// Adds it to the rows of `y[_, T]` from `first` on: done while they are still in the cache.
+    pub(crate) fn add_to(&self, first: usize, y: &mut [f32], tokens: usize) {
+        if self.0.is_empty() {
+            return;
+        }
+        for (row, bias) in y.chunks_exact_mut(tokens.max(1)).zip(&self.0[first..]) {
+            row.iter_mut().for_each(|v| *v += bias);
+        }
+    }
 }

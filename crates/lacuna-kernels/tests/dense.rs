@@ -22,15 +22,18 @@ fn check(rows: usize, cols: usize, tokens: usize) {
     let mut random = |n: usize| (0..n).map(|_| rng.random_range(-1.0_f32..1.0)).collect::<Vec<f32>>();
     let weight = random(rows * cols);
     let x = Matrix::new(cols, tokens, random(cols * tokens)).unwrap();
+    let bias = random(rows);
     for (values, activations) in TYPES {
         let stored = Values::round(weight.clone(), cols, values).unwrap();
         for kernel in dense::kernels() {
             let mut y = Matrix::new(rows, tokens, vec![f32::NAN; rows * tokens]).unwrap();
-            dense::prepare_for(kernel, &stored, [rows, cols], activations).multiply(&x, &mut y);
+            dense::prepare_for(kernel, &stored, [rows, cols], Some(&bias), activations).multiply(&x, &mut y);
             for row in 0..rows {
                 for token in 0..tokens {
                     let (mut want, mut size, mut largest) = (0.0_f64, 0.0_f64, 0.0_f64);
                     let mut weights = 0.0_f64;
+                    want += f64::from(bias[row]);
+                    size += f64::from(bias[row].abs());
                     for k in 0..cols {
                         let (w, x) = (f64::from(stored.get(row * cols + k)), f64::from(x.row(k)[token]));
                         want += w * x;

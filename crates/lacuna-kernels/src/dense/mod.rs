@@ -6,7 +6,7 @@ use lacuna_core::{Matrix, Values};
 
 pub use self::gemm::{View, linear, matmul};
 use crate::lanes::{self, InstructionSet};
-use crate::weight::{Activations, Weight, check_shapes};
+use crate::weight::{Activations, Bias, Weight, check_shapes};
 
 /// Instruction sets with dense kernels, the preferred one first.
 static SETS: &[&InstructionSet] = &[
@@ -25,40 +25,56 @@ pub fn kernels() -> impl Iterator<Item = &'static str> {
     SETS.iter().filter(|set| (set.available)()).map(|set| set.name).chain(["gemm"])
 }
 
-/// A dense weight `[rows, cols]` made ready for the kernel that this machine prefers.
+/// A dense weight `[rows, cols]` with its bias `[rows]`, if it has one, made ready for the kernel that this machine prefers.
 ///
 /// # Panics
-/// If there is another number of values than the shape has.
-pub fn prepare(values: &Values, shape: [usize; 2], activations: Activations) -> Box<dyn Weight> {
-    prepare_for(kernels().next().unwrap_or("gemm"), values, shape, activations)
+/// If there is another number of values or biases than the shape has.
+pub fn prepare(
+    values: &Values,
+    shape: [usize; 2],
+    bias: Option<&[f32]>,
+    activations: Activations,
+) -> Box<dyn Weight> {
+    prepare_for(kernels().next().unwrap_or("gemm"), values, shape, bias, activations)
 }
 
 /// The same for a kernel by name, one of [`kernels`].
 ///
 /// # Panics
 /// As [`prepare`], or if there is no such kernel here.
-pub fn prepare_for(kernel: &str, values: &Values, shape: [usize; 2], activations: Activations) -> Box<dyn Weight> {
+pub fn prepare_for(
+    kernel: &str,
+    values: &Values,
+    shape: [usize; 2],
+    bias: Option<&[f32]>,
+    activations: Activations,
+) -> Box<dyn Weight> {
     match SETS.iter().find(|set| set.name == kernel) {
-        Some(set) => lanes::prepare_dense(set, values, shape, activations),
+        Some(set) => lanes::prepare_dense(set, values, shape, bias, activations),
         None => {
             assert_eq!(kernel, "gemm", "no such kernel");
             let data = (0..values.len()).map(|i| values.get(i)).collect();
-            Box::new(Gemm(Matrix::new(shape[0], shape[1], data).expect("as many values as the shape has")))
+            let weight = Matrix::new(shape[0], shape[1], data).expect("as many values as the shape has");
+            Box::new(Gemm { weight, bias: Bias::new(bias, shape[0]) })
         }
     }
 }
 
 /// f32 and the `gemm` crate.
-struct Gemm(Matrix);
+struct Gemm {
+    weight: Matrix,
+    bias: Bias,
+}
 
 impl Weight for Gemm {
     fn multiply(&self, x: &Matrix, y: &mut Matrix) {
-        check_shapes(self.0.rows(), self.0.cols(), x, y);
+        check_shapes(self.weight.rows(), self.weight.cols(), x, y);
         let strides = [x.cols(), 1];
-        matmul(y.data_mut(), strides, 0.0, 1.0, View::of(&self.0), View::of(x), true);
+        matmul(y.data_mut(), strides, 0.0, 1.0, View::of(&self.weight), View::of(x), true);
+        self.bias.add_to(0, y.data_mut(), x.cols());
     }
 
     fn rows(&self) -> usize {
-        self.0.rows()
+        self.weight.rows()
     }
 }

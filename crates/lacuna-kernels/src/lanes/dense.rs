@@ -12,7 +12,7 @@ use super::isa::Isa;
 use super::layout::{CHUNK, Form, put_pair};
 use super::product::{FloatValues, InBf16, InF32, InInt, IntValues, SUMS, Sums, prefetch};
 use super::{Code, PARALLEL_WORK};
-use crate::weight::{Weight, check_shapes};
+use crate::weight::{Bias, Weight, check_shapes};
 
 /// Columns of a chunk.
 const CHUNK_COLUMNS: usize = 2 * CHUNK;
@@ -108,6 +108,7 @@ impl<E: Element> PairTile<E> {
 /// A dense weight made ready for one instruction set and one value type; see [`super::Lanes`].
 pub(super) struct DenseLanes<E: 'static> {
     pub(super) layout: DenseLayout,
+    pub(super) bias: Bias,
     pub(super) code: &'static Code<E>,
 }
 
@@ -133,6 +134,7 @@ impl<E: Element> Weight for DenseLanes<E> {
                 // SAFETY: `prepare_dense` has seen the features and made the layout.
                 unsafe { (self.code.dense)(layout, tile, input, part, tokens) };
             }
+            self.bias.add_to(i * TILE_STRIPS * layout.lanes, part, tokens);
         };
         let tile_values = (TILE_STRIPS * layout.lanes * tokens).max(1);
         if parallel {

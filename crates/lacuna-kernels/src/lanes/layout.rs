@@ -85,8 +85,9 @@ pub(super) const PAIR_BYTES: [u32; 16] = {
     table
 };
 
-/// Rows `len` from where the tile before ended, all of one row block.
+/// Rows `start..start + len`, all of one row block.
 pub(super) struct Tile {
+    pub(super) start: usize,
     pub(super) len: usize,
     pub(super) first_strip: usize,
     block: usize,
@@ -165,8 +166,10 @@ impl Layout {
     }
 
     fn add_tile(&mut self, len: usize, block: usize) {
-        let first_strip = self.tiles.last().map_or(0, |tile| tile.first_strip + tile.len.div_ceil(self.lanes));
-        self.tiles.push(Tile { len, first_strip, block });
+        let last = self.tiles.last();
+        let first_strip = last.map_or(0, |tile| tile.first_strip + tile.len.div_ceil(self.lanes));
+        let start = last.map_or(0, |tile| tile.start + tile.len);
+        self.tiles.push(Tile { start, len, first_strip, block });
     }
 
     /// Writes positions, values and scales of all rows.

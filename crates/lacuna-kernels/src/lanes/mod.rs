@@ -32,7 +32,7 @@ use self::isa::Isa;
 use self::layout::{Form, Layout, Tile};
 use self::prefill::Prefill;
 use self::product::{Product, SUMS, Sums, Work};
-use crate::weight::{Activations, Weight, check_shapes};
+use crate::weight::{Activations, Bias, Weight, check_shapes};
 
 /// Kept values × tokens below which handing work to other threads costs more than it saves.
 const PARALLEL_WORK: usize = 1 << 17;
@@ -110,15 +110,21 @@ pub(crate) struct InstructionSet {
 ///
 /// # Panics
 /// If the CPU lacks the instructions.
-pub(crate) fn prepare(set: &'static InstructionSet, packed: &Packed, activations: Activations) -> Box<dyn Weight> {
+pub(crate) fn prepare(
+    set: &'static InstructionSet,
+    packed: &Packed,
+    bias: Option<&[f32]>,
+    activations: Activations,
+) -> Box<dyn Weight> {
     assert!((set.available)(), "this CPU lacks {}", set.needs);
     let form = Form::of(packed.values(), set.bf16_dot && activations == Activations::Bf16);
     let layout = Layout::new(packed, set.lanes, form);
+    let bias = Bias::packed(bias, packed);
     // The features were detected, and the layout is for the lanes and the form that the code takes.
     match (set.code)(form) {
-        AnyCode::F32(code) => Box::new(Lanes { layout, code }),
-        AnyCode::Bf16(code) => Box::new(Lanes { layout, code }),
-        AnyCode::I16(code) => Box::new(Lanes { layout, code }),
+        AnyCode::F32(code) => Box::new(Lanes { layout, bias, code }),
+        AnyCode::Bf16(code) => Box::new(Lanes { layout, bias, code }),
+        AnyCode::I16(code) => Box::new(Lanes { layout, bias, code }),
     }
 }
 
@@ -130,15 +136,17 @@ pub(crate) fn prepare_dense(
     set: &'static InstructionSet,
     values: &Values,
     [rows, cols]: [usize; 2],
+    bias: Option<&[f32]>,
     activations: Activations,
 ) -> Box<dyn Weight> {
     assert!((set.available)(), "this CPU lacks {}", set.needs);
     let form = Form::of(values, set.bf16_dot && activations == Activations::Bf16);
     let layout = DenseLayout::new(values, [rows, cols], set.lanes, form);
+    let bias = Bias::new(bias, rows);
     match (set.code)(form) {
-        AnyCode::F32(code) => Box::new(DenseLanes { layout, code }),
-        AnyCode::Bf16(code) => Box::new(DenseLanes { layout, code }),
-        AnyCode::I16(code) => Box::new(DenseLanes { layout, code }),
+        AnyCode::F32(code) => Box::new(DenseLanes { layout, bias, code }),
+        AnyCode::Bf16(code) => Box::new(DenseLanes { layout, bias, code }),
+        AnyCode::I16(code) => Box::new(DenseLanes { layout, bias, code }),
     }
 }
 
@@ -146,6 +154,7 @@ pub(crate) fn prepare_dense(
 /// CPU has the features that `code` is compiled for, and that `layout` is the one it expects.
 struct Lanes<E: 'static> {
     layout: Layout,
+    bias: Bias,
     code: &'static Code<E>,
 }
 
@@ -174,6 +183,7 @@ impl<E: Element> Weight for Lanes<E> {
                 unsafe { (self.code.tile)(layout, tile, input, &mut gathered, part, tokens) };
             }
             gathered.shelve();
+            self.bias.add_to(tile.start, part, tokens);
         };
         if parallel {
             work.into_par_iter().for_each(run_tile);

@@ -22,8 +22,8 @@ pub struct Kernel {
     pub available: fn() -> bool,
     /// Whether it suits a layer.
     pub takes: fn(&Packed) -> bool,
-    /// Makes a layer ready for it.
-    pub prepare: fn(&Packed, Activations) -> Box<dyn Weight>,
+    /// Makes a layer with its bias `[R]`, if it has one, ready for it. Panics if the bias has another length.
+    pub prepare: fn(&Packed, Option<&[f32]>, Activations) -> Box<dyn Weight>,
 }
 
 /// The kernel that an instruction set makes.
@@ -34,7 +34,7 @@ macro_rules! lanes_kernel {
             needs: $set.needs,
             available: $set.available,
             takes: |packed| lanes::takes(packed, &$set),
-            prepare: |packed, activations| lanes::prepare(&$set, packed, activations),
+            prepare: |packed, bias, activations| lanes::prepare(&$set, packed, bias, activations),
         }
     };
 }

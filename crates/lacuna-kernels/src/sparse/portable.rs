@@ -8,7 +8,7 @@
 
 use lacuna_core::{GROUP_COLUMNS, Matrix, Packed};
 
-use crate::weight::{Activations, Weight};
+use crate::weight::{Activations, Bias, Weight};
 use super::strips::{STRIP, Strips, Tile};
 
 /// Groups gathered at once in prefill: 24 groups × 4 columns × 64 tokens × 4 bytes is 24 KiB.
@@ -19,8 +19,8 @@ pub(super) const DECODE_TOKENS: usize = 3;
 const WIDE: usize = 64;
 const NARROW: usize = 8;
 
-pub(super) fn prepare(packed: &Packed, _: Activations) -> Box<dyn Weight> {
-    Box::new(Portable(Strips::new(packed)))
+pub(super) fn prepare(packed: &Packed, bias: Option<&[f32]>, _: Activations) -> Box<dyn Weight> {
+    Box::new(Portable(Strips::new(packed, Bias::packed(bias, packed))))
 }
 
 struct Portable(Strips);

@@ -7,7 +7,7 @@
 use lacuna_core::{GROUP_COLUMNS, KEPT_PER_GROUP, Matrix, Packed, Permutation};
 use rayon::prelude::*;
 
-use crate::weight::check_shapes;
+use crate::weight::{Bias, check_shapes};
 
 /// Rows of a strip: the lanes of a 256-bit vector.
 pub(super) const STRIP: usize = 8;
@@ -21,6 +21,7 @@ pub(super) type StripValues = [[f32; STRIP]; KEPT_PER_GROUP];
 
 /// Rows `start..start + len`, all of one row block.
 pub(super) struct Tile {
+    start: usize,
     pub(super) len: usize,
     block: usize,
     first_strip: usize,
@@ -40,10 +41,11 @@ pub(super) struct Strips {
     tiles: Vec<Tile>,
     /// packed row of each output row
     row_order: Option<Permutation>,
+    bias: Bias,
 }
 
 impl Strips {
-    pub(super) fn new(packed: &Packed) -> Self {
+    pub(super) fn new(packed: &Packed, bias: Bias) -> Self {
         let (mask, grid) = (packed.mask(), packed.mask().grid());
         let groups = grid.groups();
         let (mut tiles, mut values, mut positions) = (vec![], vec![], vec![]);
@@ -51,7 +53,7 @@ impl Strips {
             let rows = grid.block_rows(block);
             for start in rows.clone().step_by(TILE_ROWS) {
                 let len = TILE_ROWS.min(rows.end - start);
-                tiles.push(Tile { len, block, first_strip: values.len() / groups });
+                tiles.push(Tile { start, len, block, first_strip: values.len() / groups });
                 for strip in (start..start + len).step_by(STRIP) {
                     let from = values.len();
                     values.resize(from + groups, StripValues::default());
@@ -77,6 +79,7 @@ impl Strips {
             positions,
             tiles,
             row_order: packed.row_order().map(Permutation::inverse),
+            bias,
         }
     }
 
@@ -87,6 +90,10 @@ impl Strips {
     /// `y = W · x`, tiles shared between threads; `run` computes one tile, `y[len, T]`.
     pub(super) fn multiply(&self, x: &Matrix, y: &mut Matrix, run: fn(&Self, &Tile, &Matrix, &mut [f32])) {
         check_shapes(self.rows, self.cols, x, y);
+        let run = |(tile, part): (&Tile, &mut [f32])| {
+            run(self, tile, x, part);
+            self.bias.add_to(tile.start, part, x.cols());
+        };
         let mut rest = y.data_mut();
         let mut work = Vec::with_capacity(self.tiles.len());
         for tile in &self.tiles {
@@ -95,11 +102,9 @@ impl Strips {
             rest = tail;
         }
         if self.values.len() * STRIP * x.cols() < PARALLEL_WORK {
-            for (tile, part) in work {
-                run(self, tile, x, part);
-            }
+            work.into_iter().for_each(run);
         } else {
-            work.into_par_iter().for_each(|(tile, part)| run(self, tile, x, part));
+            work.into_par_iter().for_each(run);
         }
         if let Some(order) = &self.row_order
             && let Ok(ordered) = order.permute_rows(y)
