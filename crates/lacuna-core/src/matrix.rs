@@ -56,6 +56,11 @@ impl Matrix {
         &self.data
     }
 
+    /// All values, row by row, for keeps.
+    pub fn into_data(self) -> Vec<f32> {
+        self.data
+    }
+
     /// All values, row-major, to write.
     pub fn data_mut(&mut self) -> &mut [f32] {
         &mut self.data

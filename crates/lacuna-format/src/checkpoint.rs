@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use half::f16;
-use lacuna_core::{Dtype, Matrix, Packed};
+use lacuna_core::{Dtype, Matrix, Packed, Values};
 use rayon::prelude::*;
 use safetensors::Dtype as TensorDtype;
 use serde_json::Value;
@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::header::{read_file_header, read_json};
 use crate::mmap::Mapped;
 use crate::packed::{PackedTensors, read_packed};
+use crate::tensor::decode_floats;
 use crate::{Error, Result, Sparsity};
 
 const SINGLE: &str = "model.safetensors";
@@ -189,6 +190,14 @@ impl Checkpoint {
             Some((i, value)) => Err(not_finite(name, i, value)),
             None => Ok(raw),
         }
+    }
+
+    /// A floating-point tensor of just this shape, in its own type. Refuses NaN and infinities.
+    pub fn values(&self, name: &str, shape: &[usize]) -> Result<Values> {
+        self.check_shape(name, shape)?;
+        self.dtype(name)?;
+        let raw = self.finite(name)?;
+        Ok(decode_floats(raw.info.dtype, raw.bytes()))
     }
 
     /// A floating-point tensor of just this shape, widened to f32. Refuses NaN and infinities.

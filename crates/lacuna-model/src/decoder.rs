@@ -1,12 +1,10 @@
 //! A decoder-only transformer, block by block, so that pruning can hold one block at a time.
 
-use std::sync::Arc;
-
-use lacuna_core::Matrix;
+use lacuna_core::{Matrix, Values};
 use lacuna_format::{Checkpoint, Error, Result};
 
 use crate::attention::{LayerCache, Span, attend};
-use crate::linear::{Execution, Linear, Weights};
+use crate::linear::{Execution, Linear};
 use crate::ops::{add, rms_norm, select_columns, silu_mul};
 use crate::rope::Angles;
 use crate::{DecoderConfig, LinearSpec};
@@ -123,7 +121,8 @@ impl Cache {
 /// A whole model in memory.
 pub struct Model {
     config: DecoderConfig,
-    embedding: Arc<Matrix>,
+    /// `[vocab, H]`
+    embedding: Values,
     blocks: Vec<Block>,
     norm: Vec<f32>,
     head: Linear,
@@ -133,13 +132,13 @@ impl Model {
     /// Reads all weights.
     pub fn load(checkpoint: &Checkpoint, config: &DecoderConfig, execution: Execution) -> Result<Self> {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
-        let embedding = Arc::new(checkpoint.matrix(embedding_name(checkpoint, config)?, vocab, hidden)?);
+        let embedding = checkpoint.values(embedding_name(checkpoint, config)?, &[vocab, hidden])?;
         let spec = config.head();
         // A head of its own wins even where the config says tied: it may differ, and then it was trained so.
         let head = if checkpoint.has(HEAD) && checkpoint.has(EMBEDDING) || checkpoint.packed(&spec.name)?.is_some() {
             Linear::load(checkpoint, spec, execution)?
         } else if config.tied {
-            Linear::with_weights(checkpoint, spec, Weights::Dense(Arc::clone(&embedding)))?
+            Linear::dense(checkpoint, spec, embedding.clone(), execution)?
         } else {
             return Err(Error::tensor(HEAD, "missing, and config.json does not tie it to the embedding"));
         };
@@ -162,9 +161,9 @@ impl Model {
     /// If a token is not in the vocabulary.
     pub fn forward(&self, batch: &mut [(&[u32], &mut Cache)]) -> Matrix {
         let tokens: Vec<u32> = batch.iter().flat_map(|(tokens, _)| tokens.iter().copied()).collect();
-        let columns: Vec<usize> = tokens.iter().map(|&id| id as usize).collect();
         let hidden_size = self.config.hidden_size;
-        let data = (0..hidden_size).flat_map(|k| columns.iter().map(move |&id| self.embedding.row(id)[k])).collect();
+        let embedded = |k: usize| tokens.iter().map(move |&id| self.embedding.get(id as usize * hidden_size + k));
+        let data = (0..hidden_size).flat_map(embedded).collect();
         let mut hidden = Matrix::new(hidden_size, tokens.len(), data).expect("one column a token");
         let sequences: Vec<(usize, usize)> = batch.iter().map(|(tokens, cache)| (cache.len, tokens.len())).collect();
         let positions = Positions::new(&self.config, &sequences);

@@ -20,5 +20,6 @@ pub use attention::LayerCache;
 pub use config::{DecoderConfig, LinearSpec};
 pub use decoder::{Block, Cache, Model, Observer, Positions, embed, final_norm};
 pub use generate::{Generation, generate};
-pub use linear::{Execution, Linear};
+pub use lacuna_kernels::Activations;
+pub use linear::{Execution, Linear, PackedAs};
 pub use sampler::{Sampler, Sampling};

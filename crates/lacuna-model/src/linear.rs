@@ -1,59 +1,81 @@
 //! A linear layer, dense or sparse behind the same call.
 
-use std::sync::Arc;
-
-use lacuna_core::{Matrix, Packed};
+use lacuna_core::{Matrix, Packed, ValueType, Values};
 use lacuna_format::{Checkpoint, Error, Result};
-use lacuna_kernels::{dense, sparse};
+use lacuna_kernels::{Activations, Weight, dense, sparse};
 
 use crate::LinearSpec;
 
-/// How the sparse layers of a checkpoint are run.
+/// How the linear layers of a checkpoint are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Execution {
-    /// by sparse kernels
+pub struct Execution {
+    /// what becomes of packed layers
+    pub packed: PackedAs,
+    /// what activations are rounded to before a product
+    pub activations: Activations,
+    /// what the values of dense layers are rounded to; none: run as they are stored
+    pub dense_values: Option<ValueType>,
+}
+
+/// What becomes of packed layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PackedAs {
+    /// run by sparse kernels
     Sparse,
-    /// unpacked, by the dense product: what the sparse kernels have to beat
+    /// unpacked, run by dense kernels on the same type of values: what the sparse kernels have to beat
     Dense,
 }
 
-/// What multiplies the activations.
-pub(crate) enum Weights {
-    /// `[R, K]`, shared where the head is the embedding
-    Dense(Arc<Matrix>),
-    /// made ready for a kernel
-    Sparse(Box<dyn sparse::SparseWeight>),
+impl Execution {
+    /// Sparse kernels, nothing rounded: what figures of quality are measured with.
+    pub const EXACT: Self = Self { packed: PackedAs::Sparse, activations: Activations::F32, dense_values: None };
 }
 
 /// `y = W·x + b`.
 pub struct Linear {
     spec: LinearSpec,
-    weights: Weights,
-    bias: Option<Vec<f32>>,
+    weight: Box<dyn Weight>,
 }
 
 impl Linear {
     /// Reads a layer: packed if the checkpoint says so, else dense. Refuses a shape other than config.json implies.
     pub(crate) fn load(checkpoint: &Checkpoint, spec: LinearSpec, execution: Execution) -> Result<Self> {
-        let weights = match checkpoint.packed(&spec.name)? {
-            Some(packed) => {
-                check_packed(&spec, &packed)?;
-                match execution {
-                    Execution::Sparse => {
-                        Weights::Sparse((sparse::choose(&packed).prepare)(&packed, sparse::Activations::F32))
-                    }
-                    Execution::Dense => Weights::Dense(Arc::new(packed.unpack())),
-                }
-            }
-            None => Weights::Dense(Arc::new(checkpoint.matrix(&spec.weight(), spec.rows, spec.cols)?)),
+        let Some(packed) = checkpoint.packed(&spec.name)? else {
+            let values = checkpoint.values(&spec.weight(), &[spec.rows, spec.cols])?;
+            return Self::dense(checkpoint, spec, values, execution);
         };
-        Self::with_weights(checkpoint, spec, weights)
+        check_packed(&spec, &packed)?;
+        match execution.packed {
+            PackedAs::Sparse => {
+                let bias = bias(checkpoint, &spec)?;
+                let weight = (sparse::choose(&packed).prepare)(&packed, bias.as_deref(), execution.activations);
+                Ok(Self { spec, weight })
+            }
+            PackedAs::Dense => {
+                let value_type = packed.values().value_type();
+                let unpacked = Values::F32(packed.unpack().into_data());
+                Self::dense(checkpoint, spec, unpacked, Execution { dense_values: Some(value_type), ..execution })
+            }
+        }
     }
 
-    /// A layer whose weights are given; its bias is read.
-    pub(crate) fn with_weights(checkpoint: &Checkpoint, spec: LinearSpec, weights: Weights) -> Result<Self> {
-        let bias = if spec.bias { Some(checkpoint.floats(&spec.bias_name(), &[spec.rows])?) } else { None };
-        Ok(Self { spec, weights, bias })
+    /// A layer with dense weights `[R, K]`; its bias is read.
+    pub(crate) fn dense(
+        checkpoint: &Checkpoint,
+        spec: LinearSpec,
+        values: Values,
+        execution: Execution,
+    ) -> Result<Self> {
+        let shape = [spec.rows, spec.cols];
+        let values = match execution.dense_values {
+            Some(wanted) if wanted != values.value_type() => {
+                let floats = (0..values.len()).map(|i| values.get(i)).collect();
+                Values::round(floats, spec.cols, wanted).map_err(|e| Error::tensor(&spec.weight(), e.to_string()))?
+            }
+            _ => values,
+        };
+        let weight = dense::prepare(&values, shape, bias(checkpoint, &spec)?.as_deref(), execution.activations);
+        Ok(Self { spec, weight })
     }
 
     /// Name and shape.
@@ -63,19 +85,14 @@ impl Linear {
 
     /// `[R, T]` from `[K, T]`.
     pub fn forward(&self, x: &Matrix) -> Matrix {
-        let mut y = match &self.weights {
-            Weights::Dense(weight) => dense::linear(weight, x),
-            Weights::Sparse(weight) => {
-                let mut y = Matrix::zeros(weight.rows(), x.cols());
-                weight.multiply(x, &mut y);
-                y
-            }
-        };
-        for (row, bias) in self.bias.iter().flatten().enumerate() {
-            y.row_mut(row).iter_mut().for_each(|v| *v += bias);
-        }
+        let mut y = Matrix::zeros(self.weight.rows(), x.cols());
+        self.weight.multiply(x, &mut y);
         y
     }
+}
+
+fn bias(checkpoint: &Checkpoint, spec: &LinearSpec) -> Result<Option<Vec<f32>>> {
+    spec.bias.then(|| checkpoint.floats(&spec.bias_name(), &[spec.rows])).transpose()
 }
 
 /// Refuses a packed layer of another shape than config.json implies.

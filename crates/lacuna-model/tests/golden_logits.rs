@@ -50,7 +50,7 @@ fn compare(dir: &Path) {
     let want = reference(dir);
     let checkpoint = Checkpoint::open(dir).unwrap();
     let config = family::config(&checkpoint).unwrap();
-    let model = Model::load(&checkpoint, &config, Execution::Sparse).unwrap();
+    let model = Model::load(&checkpoint, &config, Execution::EXACT).unwrap();
     let all: Vec<usize> = (0..want.tokens.iter().map(Vec::len).sum()).collect();
 
     // The whole batch at once …

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use indicatif::ProgressBar;
+use lacuna_core::Dtype;
 use lacuna_format::Checkpoint;
-use lacuna_model::{Cache, Execution, Model, family};
+use lacuna_model::{Activations, Cache, Execution, Model, PackedAs, family};
 use serde::Serialize;
 
 use crate::UsageError;
@@ -21,6 +22,8 @@ pub struct Settings {
     pub decode: usize,
     /// sequences side by side
     pub batch: usize,
+    /// what activations are rounded to; none: to bfloat16 where the checkpoint is bfloat16
+    pub activations: Option<Activations>,
     /// timed rounds after one that warms up; the median counts
     pub rounds: usize,
 }
@@ -42,16 +45,18 @@ pub struct Row {
 pub fn bench(model: &Path, settings: Settings, progress: &ProgressBar) -> Result<Vec<Row>> {
     let checkpoint = Checkpoint::open(model)?;
     let config = family::config(&checkpoint)?;
-    let Settings { prompt, decode, batch, rounds } = settings;
+    let Settings { prompt, decode, batch, rounds, .. } = settings;
     if prompt + decode > config.max_positions {
         let max = config.max_positions;
         let problem =
             format!("--prompt-tokens and --decode-tokens ask for {}; this model takes {max}", prompt + decode);
         return Err(UsageError(problem).into());
     }
-    let mut variants = vec![("dense", Model::load(&checkpoint, &config, Execution::Dense)?)];
+    let activations = settings.activations.unwrap_or_else(|| native_activations(&checkpoint));
+    let load = |packed| Model::load(&checkpoint, &config, Execution { packed, activations, ..Execution::EXACT });
+    let mut variants = vec![("dense", load(PackedAs::Dense)?)];
     if checkpoint.sparsity().is_some() {
-        variants.push(("sparse", Model::load(&checkpoint, &config, Execution::Sparse)?));
+        variants.push(("sparse", load(PackedAs::Sparse)?));
     }
     progress.set_length(((rounds + 1) * variants.len()) as u64);
     // [variant][phase][round], seconds
@@ -79,6 +84,14 @@ pub fn bench(model: &Path, settings: Settings, progress: &ProgressBar) -> Result
         }
     }
     Ok(rows)
+}
+
+/// What a checkpoint's own type rounds activations to: bfloat16 if its embedding, which is never pruned, is stored so.
+pub fn native_activations(checkpoint: &Checkpoint) -> Activations {
+    match checkpoint.dtype("model.embed_tokens.weight") {
+        Ok(Dtype::Bf16) => Activations::Bf16,
+        _ => Activations::F32,
+    }
 }
 
 /// Reads the prompts, then decodes token by token; speed does not depend on which tokens.

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use indicatif::ProgressBar;
 use lacuna_core::Matrix;
 use lacuna_format::{Checkpoint, Tokenizer};
-use lacuna_model::{Cache, DecoderConfig, Execution, Model, family};
+use lacuna_model::{Activations, Cache, DecoderConfig, Execution, Model, family};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -106,13 +106,15 @@ pub fn evaluate(
     model: &Path,
     file: &Path,
     protocol: impl Fn(&DecoderConfig) -> Protocol,
+    activations: Activations,
     bar: &ProgressBar,
 ) -> Result<Score> {
     let checkpoint = Checkpoint::open(model)?;
     let config = family::config(&checkpoint)?;
     let tokenizer = Tokenizer::open(model, config.vocab_size, config.bos_token_id)?;
     let sequences = sequences(file, &tokenizer, protocol(&config), &config)?;
-    score(&Model::load(&checkpoint, &config, Execution::Sparse)?, &sequences, bar)
+    let execution = Execution { activations, ..Execution::EXACT };
+    score(&Model::load(&checkpoint, &config, execution)?, &sequences, bar)
 }
 
 /// Mean negative log-likelihood over all predicted tokens of all sequences.

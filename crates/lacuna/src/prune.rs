@@ -257,7 +257,7 @@ impl Job {
             }
             if calibrating && part < blocks {
                 let written = Checkpoint::of_shard(&staging.dir().join(&shard), Some(&sparsity))?;
-                stream.advance(&Block::load(&written, &self.config, part, Execution::Sparse)?);
+                stream.advance(&Block::load(&written, &self.config, part, Execution::EXACT)?);
             }
         }
         Ok((reports, resumed))
@@ -275,7 +275,7 @@ impl Job {
             return Ok(stats);
         }
         if part < self.config.layers() {
-            let block = Block::load(&self.checkpoint, &self.config, part, Execution::Sparse)?;
+            let block = Block::load(&self.checkpoint, &self.config, part, Execution::EXACT)?;
             stream.observe(&block, &mut add);
         } else {
             for hidden in stream.hidden() {

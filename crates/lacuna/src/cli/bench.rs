@@ -23,6 +23,9 @@ pub(super) struct Args {
     /// Sequences side by side
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = super::positive)]
     batch: usize,
+    /// Round activations to this type before each product [default: bf16 for a bf16 checkpoint, else f32]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    activations: Option<super::ActivationsName>,
     /// Timed rounds; the median counts
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = super::positive)]
     rounds: usize,
@@ -31,7 +34,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let progress = ui.progress("bench", 0);
     let settings =
-        Settings { prompt: args.prompt_tokens, decode: args.decode_tokens, batch: args.batch, rounds: args.rounds };
+        Settings { prompt: args.prompt_tokens, decode: args.decode_tokens, batch: args.batch, activations: args.activations.map(Into::into), rounds: args.rounds };
     let rows = bench(&args.model, settings, &progress)?;
     progress.finish_and_clear();
     let threads = rayon::current_num_threads();

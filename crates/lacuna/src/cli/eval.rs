@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::ValueEnum;
 use lacuna::eval::{Protocol, Score, evaluate};
+use lacuna_model::Activations;
 use serde::Serialize;
 
 use super::ui::{Ui, table};
@@ -33,6 +34,9 @@ pub(super) struct Args {
     /// Tokens between the starts of windows [default: the context, so that windows do not overlap]
     #[arg(long, value_name = "N")]
     stride: Option<usize>,
+    /// Round activations to this type before each product [default: f32]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    activations: Option<super::ActivationsName>,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -57,9 +61,10 @@ struct Output {
 pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let documents = args.data.extension().is_some_and(|e| e == "jsonl");
     let name = args.protocol.unwrap_or(if documents { ProtocolName::Document } else { ProtocolName::Window });
+    let activations = args.activations.map_or(Activations::F32, Into::into);
     let score = |model: &PathBuf| {
         let progress = ui.progress("eval", 0);
-        let score = evaluate(model, &args.data, |config| protocol(args, name, config.max_positions), &progress);
+        let score = evaluate(model, &args.data, |config| protocol(args, name, config.max_positions), activations, &progress);
         progress.finish_and_clear();
         score
     };

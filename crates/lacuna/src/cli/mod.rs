@@ -18,6 +18,7 @@ use anyhow::Result;
 use clap::error::ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
 use clap::{CommandFactory, Parser, Subcommand};
 use lacuna::UsageError;
+use lacuna_model::Activations;
 
 use ui::Ui;
 
@@ -77,6 +78,24 @@ enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
+}
+
+/// What activations are rounded to.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum ActivationsName {
+    /// nothing
+    F32,
+    /// bfloat16, where weights are bfloat16 and the CPU multiplies it
+    Bf16,
+}
+
+impl From<ActivationsName> for Activations {
+    fn from(name: ActivationsName) -> Self {
+        match name {
+            ActivationsName::F32 => Self::F32,
+            ActivationsName::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// A count that may not be 0.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use lacuna::UsageError;
+use lacuna::bench::native_activations;
 use lacuna_format::{Checkpoint, Tokenizer};
 use lacuna_model::{Execution, Model, Sampling, family, generate};
 use serde_json::json;
@@ -34,6 +35,9 @@ pub(super) struct Args {
     /// Draw only from the fewest tokens whose probabilities sum to P
     #[arg(long, default_value_t = 1.0, value_name = "P", value_parser = top_p)]
     top_p: f32,
+    /// Round activations to this type before each product [default: bf16 for a bf16 checkpoint, else f32]
+    #[arg(long, value_enum, value_name = "TYPE")]
+    activations: Option<super::ActivationsName>,
 }
 
 fn temperature(text: &str) -> Result<f32, String> {
@@ -66,7 +70,10 @@ pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
         }
         prompts.push(tokens);
     }
-    let model = Model::load(&checkpoint, &config, Execution::Sparse)?;
+    let model = {
+        let activations = args.activations.map_or_else(|| native_activations(&checkpoint), Into::into);
+        Model::load(&checkpoint, &config, Execution { activations, ..Execution::EXACT })?
+    };
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: ui.seed };
     let streaming = !ui.json && prompts.len() == 1;
     let mut stream = tokenizer.stream(&prompts[0]);
