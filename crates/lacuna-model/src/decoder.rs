@@ -160,6 +160,12 @@ impl Model {
     /// # Panics
     /// If a token is not in the vocabulary.
     pub fn forward(&self, batch: &mut [(&[u32], &mut Cache)]) -> Matrix {
+        // One thread of the pool leads through all layers: from outside, each product would be handed over to the pool
+        // and back, which takes longer than some of them.
+        rayon::scope(|_| self.forward_in_pool(batch))
+    }
+
+    fn forward_in_pool(&self, batch: &mut [(&[u32], &mut Cache)]) -> Matrix {
         let tokens: Vec<u32> = batch.iter().flat_map(|(tokens, _)| tokens.iter().copied()).collect();
         let hidden_size = self.config.hidden_size;
         let embedded = |k: usize| tokens.iter().map(move |&id| self.embedding.get(id as usize * hidden_size + k));
