@@ -20,9 +20,25 @@ static SETS: &[&InstructionSet] = &[
     &lanes::neon::SET,
 ];
 
-/// Names of the dense kernels that this machine can run, the preferred one first; the last runs anywhere.
+/// A dense kernel, for lists.
+pub struct Kernel {
+    /// name
+    pub name: &'static str,
+    /// what the CPU must have
+    pub needs: &'static str,
+    /// whether this machine can run it
+    pub available: bool,
+}
+
+/// All dense kernels, the preferred one first; the last runs anywhere, on f32.
+pub fn all() -> impl Iterator<Item = Kernel> {
+    let sets = SETS.iter().map(|set| Kernel { name: set.name, needs: set.needs, available: (set.available)() });
+    sets.chain([Kernel { name: "gemm", needs: "nothing", available: true }])
+}
+
+/// Names of the dense kernels that this machine can run, the preferred one first.
 pub fn kernels() -> impl Iterator<Item = &'static str> {
-    SETS.iter().filter(|set| (set.available)()).map(|set| set.name).chain(["gemm"])
+    all().filter(|kernel| kernel.available).map(|kernel| kernel.name)
 }
 
 /// A dense weight `[rows, cols]` with its bias `[rows]`, if it has one, made ready for the kernel that this machine prefers.
