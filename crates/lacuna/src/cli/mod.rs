@@ -7,6 +7,7 @@ mod demo;
 mod eval;
 mod export;
 mod inspect;
+mod kernels;
 mod prune;
 mod run;
 mod ui;
