@@ -20,6 +20,9 @@ pub(crate) struct Args {
     /// Directory to write
     #[arg(long)]
     output: PathBuf,
+    /// Give the head a weight of its own, so that it can be pruned too
+    #[arg(long)]
+    untied: bool,
     /// Seed of the weights
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -40,7 +43,7 @@ const STD: f32 = 0.02;
 
 /// Writes one shard a block, so that one block at a time is in memory.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let config = match args.like {
+    let mut config = match args.like {
         Like::Llama2x7b => json!({
             "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096,
             "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -56,6 +59,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "bos_token_id": 151_643, "eos_token_id": 151_645, "torch_dtype": "bfloat16",
         }),
     };
+    if args.untied {
+        config["tie_word_embeddings"] = json!(false);
+    }
     if args.output.exists() {
         bail!("{} already exists", args.output.display());
     }

@@ -8,10 +8,14 @@ use lacuna_kernels::dense::{View, matmul};
 use rayon::prelude::*;
 
 use crate::DecoderConfig;
+use crate::buffers::take;
 use crate::ops::softmax;
 
 /// Products below which handing heads to other threads costs more than it saves.
 const PARALLEL_WORK: usize = 1 << 17;
+
+/// Queries whose scores are computed at once.
+const QUERIES: usize = 64;
 
 /// Keys and values of one sequence in one layer.
 #[derive(Debug, Clone)]
@@ -66,28 +70,37 @@ pub(crate) fn attend(
     let (dim, tokens) = (config.head_dim, q.cols());
     let per_kv_head = config.heads / config.kv_heads;
     let spans: &[Span] = spans;
-    let mut out = Matrix::zeros(q.rows(), tokens);
+    let mut out = take(q.rows(), tokens);
     let run_head = |(head, out): (usize, &mut [f32])| {
         let q = &q.data()[head * dim * tokens..(head + 1) * dim * tokens];
+        let mut scores = vec![];
         for (span, &start) in spans.iter().zip(&starts) {
             let (keys, values) = (&span.cache.keys[head / per_kv_head], &span.cache.values[head / per_kv_head]);
             let positions = keys.len() / dim;
-            let keys = View::new(keys, [positions, dim], [dim, 1]);
-            let values = View::new(values, [positions, dim], [dim, 1]);
-            let queries = View::new(&q[start..], [span.len, dim], [1, tokens]);
-            // scores[token, position] = q·k / √D
-            let mut scores = vec![0.0; span.len * positions];
             let scale = (dim as f32).sqrt().recip();
-            matmul(&mut scores, [positions, 1], 0.0, scale, queries, keys.transposed(), false);
-            for (token, row) in scores.chunks_exact_mut(positions).enumerate() {
-                let end = positions - span.len + token + 1;
-                let begin = window.map_or(0, |window| end.saturating_sub(window));
-                softmax(&mut row[begin..end]);
-                row[..begin].fill(0.0);
-                row[end..].fill(0.0);
+            // A few queries at a time: none of them sees what comes after the last one, and their scores stay in the cache.
+            for first in (0..span.len).step_by(QUERIES) {
+                let count = QUERIES.min(span.len - first);
+                let past = positions - span.len + first;
+                let begin = window.map_or(0, |window| (past + 1).saturating_sub(window));
+                let seen = begin..past + count;
+                let queries = View::new(&q[start + first..], [count, dim], [1, tokens]);
+                let keys = View::new(&keys[begin * dim..], [seen.len(), dim], [dim, 1]);
+                let values = View::new(&values[begin * dim..], [seen.len(), dim], [dim, 1]);
+                // scores[query, position] = q·k / √D
+                scores.resize(count * seen.len(), 0.0);
+                matmul(&mut scores, [seen.len(), 1], 0.0, scale, queries, keys.transposed(), false);
+                for (query, row) in scores.chunks_exact_mut(seen.len()).enumerate() {
+                    let end = past + query + 1;
+                    let from = window.map_or(0, |window| end.saturating_sub(window)) - begin;
+                    softmax(&mut row[from..end - begin]);
+                    row[..from].fill(0.0);
+                    row[end - begin..].fill(0.0);
+                }
+                let scores = View::new(&scores, [count, seen.len()], [seen.len(), 1]);
+                let (out, values) = (&mut out[start + first..], values.transposed());
+                matmul(out, [tokens, 1], 0.0, 1.0, values, scores.transposed(), false);
             }
-            let scores = View::new(&scores, [span.len, positions], [positions, 1]);
-            matmul(&mut out[start..], [tokens, 1], 0.0, 1.0, values.transposed(), scores.transposed(), false);
         }
     };
     let seen: usize = spans.iter().map(|span| span.len * span.cache.keys[0].len()).sum();

@@ -3,6 +3,7 @@
 use lacuna_core::{Matrix, Values};
 use lacuna_format::{Checkpoint, Error, Result};
 
+use crate::buffers::give;
 use crate::attention::{LayerCache, Span, attend};
 use crate::linear::{Execution, Linear};
 use crate::ops::{add, rms_norm, select_columns, silu_mul};
@@ -77,20 +78,26 @@ impl Block {
         let x = rms_norm(hidden, &self.input_norm, eps);
         observe(&[q.spec(), k.spec(), v.spec()], &x);
         let (mut queries, mut keys, values) = (q.forward(&x), k.forward(&x), v.forward(&x));
+        give(x);
         positions.angles.rotate(&mut queries);
         positions.angles.rotate(&mut keys);
         let spans = caches.iter_mut().zip(&positions.lengths).map(|(cache, &len)| Span { len, cache });
         let mut spans: Vec<Span> = spans.collect();
         let mixed = attend(&self.config, self.window, &queries, &keys, &values, &mut spans);
+        [queries, keys, values].into_iter().for_each(give);
         observe(&[o.spec()], &mixed);
-        add(hidden, &o.forward(&mixed));
+        let out = o.forward(&mixed);
+        add(hidden, &out);
+        [mixed, out].into_iter().for_each(give);
 
         let x = rms_norm(hidden, &self.post_norm, eps);
         observe(&[gate.spec(), up.spec()], &x);
-        let mut inner = gate.forward(&x);
-        silu_mul(&mut inner, &up.forward(&x));
+        let (mut inner, factor) = (gate.forward(&x), up.forward(&x));
+        silu_mul(&mut inner, &factor);
         observe(&[down.spec()], &inner);
-        add(hidden, &down.forward(&inner));
+        let out = down.forward(&inner);
+        add(hidden, &out);
+        [x, inner, factor, out].into_iter().for_each(give);
     }
 }
 
@@ -160,6 +167,12 @@ impl Model {
     /// # Panics
     /// If a token is not in the vocabulary.
     pub fn forward(&self, batch: &mut [(&[u32], &mut Cache)]) -> Matrix {
+        // One thread of the pool leads through all layers: from outside, each product would be handed over to the pool
+        // and back, which takes longer than some of them.
+        rayon::scope(|_| self.forward_in_pool(batch))
+    }
+
+    fn forward_in_pool(&self, batch: &mut [(&[u32], &mut Cache)]) -> Matrix {
         let tokens: Vec<u32> = batch.iter().flat_map(|(tokens, _)| tokens.iter().copied()).collect();
         let hidden_size = self.config.hidden_size;
         let embedded = |k: usize| tokens.iter().map(move |&id| self.embedding.get(id as usize * hidden_size + k));

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod attention;
+mod buffers;
 mod config;
 mod decoder;
 pub mod family;

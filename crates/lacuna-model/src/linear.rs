@@ -4,7 +4,7 @@ use lacuna_core::{Matrix, Packed, ValueType, Values};
 use lacuna_format::{Checkpoint, Error, Result};
 use lacuna_kernels::{Activations, Weight, dense, sparse};
 
-use crate::LinearSpec;
+use crate::{LinearSpec, buffers};
 
 /// How the linear layers of a checkpoint are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +85,7 @@ impl Linear {
 
     /// `[R, T]` from `[K, T]`.
     pub fn forward(&self, x: &Matrix) -> Matrix {
-        let mut y = Matrix::zeros(self.weight.rows(), x.cols());
+        let mut y = buffers::take(self.weight.rows(), x.cols());
         self.weight.multiply(x, &mut y);
         y
     }
