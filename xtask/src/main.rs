@@ -1,9 +1,10 @@
 //! The project's one door: `cargo xtask check` runs everything that must hold, `cargo xtask synth` makes large test
-//! checkpoints. Nothing here is part of the product.
+//! checkpoints, `cargo xtask plot` shows what was measured. Nothing here is part of the product.
 
 #![forbid(unsafe_code)]
 
 mod check;
+mod plot;
 mod synth;
 mod tidy;
 
@@ -21,6 +22,8 @@ enum Task {
     Tidy,
     /// Write a randomly initialised checkpoint of a known model's shapes
     Synth(synth::Args),
+    /// Draw the newest record of bench/run.sh and write its tables into docs/performance.md
+    Plot,
 }
 
 fn main() -> ExitCode {
@@ -28,6 +31,7 @@ fn main() -> ExitCode {
         Task::Check(args) => check::run(&args),
         Task::Tidy => tidy::run(),
         Task::Synth(args) => synth::run(&args),
+        Task::Plot => plot::run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

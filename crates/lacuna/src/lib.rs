@@ -11,6 +11,7 @@ pub mod demo;
 pub mod eval;
 pub mod export;
 pub mod inspect;
+pub mod kernel_bench;
 pub mod kernels;
 pub mod memory;
 pub mod modules;

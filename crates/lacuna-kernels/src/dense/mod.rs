@@ -45,12 +45,7 @@ pub fn kernels() -> impl Iterator<Item = &'static str> {
 ///
 /// # Panics
 /// If there is another number of values or biases than the shape has.
-pub fn prepare(
-    values: &Values,
-    shape: [usize; 2],
-    bias: Option<&[f32]>,
-    activations: Activations,
-) -> Box<dyn Weight> {
+pub fn prepare(values: &Values, shape: [usize; 2], bias: Option<&[f32]>, activations: Activations) -> Box<dyn Weight> {
     prepare_for(kernels().next().unwrap_or("gemm"), values, shape, bias, activations)
 }
 

@@ -167,9 +167,8 @@ impl<E: Element> Weight for Lanes<E> {
         let tokens = x.cols();
         let parallel = layout.kept() * tokens >= PARALLEL_WORK;
         // SAFETY: `prepare` has seen that the CPU has the features.
-        let input = |x: &Matrix, start, width, block_columns| unsafe {
-            (self.code.input)(x, start, width, block_columns)
-        };
+        let input =
+            |x: &Matrix, start, width, block_columns| unsafe { (self.code.input)(x, start, width, block_columns) };
         let inputs = input_tiles(input, x, layout.lanes, layout.block_columns, parallel);
         let mut rest = y.data_mut();
         let mut work = Vec::with_capacity(layout.tiles.len());

@@ -59,7 +59,9 @@ impl<I: Isa, V: FloatValues<I>> Prefill<I> for InF32<V> {
         for (slot, column) in columns.into_iter().enumerate() {
             for i in 0..N {
                 // SAFETY: the caller's columns and scratch have `N` vectors of tokens.
-                unsafe { I::store(out.cast::<f32>().add((slot * N + i) * I::LANES), I::load(column.add(i * I::LANES))) };
+                unsafe {
+                    I::store(out.cast::<f32>().add((slot * N + i) * I::LANES), I::load(column.add(i * I::LANES)))
+                };
             }
         }
     }

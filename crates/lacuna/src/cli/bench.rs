@@ -6,14 +6,16 @@ use anyhow::Result;
 use lacuna::bench::{Settings, bench};
 use serde_json::json;
 
+use super::kernel_bench;
 use super::ui::{Ui, table};
 
-/// Time prefill and decode of a whole model, dense beside sparse
+/// Time prefill and decode of a whole model, dense beside sparse; with --kernels, single products
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  lacuna bench ./sparse --threads 2 --batch 1 --json")]
+#[command(after_help = kernel_bench::after_help())]
 pub(super) struct Args {
     /// Pruned checkpoint; a dense one is timed alone
-    model: PathBuf,
+    #[arg(required_unless_present = "kernels")]
+    model: Option<PathBuf>,
     /// Tokens of each prompt
     #[arg(long, default_value_t = 256, value_name = "N", value_parser = super::positive)]
     prompt_tokens: usize,
@@ -29,13 +31,21 @@ pub(super) struct Args {
     /// Timed rounds; the median counts
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = super::positive)]
     rounds: usize,
+    #[command(flatten)]
+    kernels: kernel_bench::KernelArgs,
 }
 
 pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
+    let Some(model) = &args.model else { return kernel_bench::run(&args.kernels, ui) };
     let progress = ui.progress("bench", 0);
-    let settings =
-        Settings { prompt: args.prompt_tokens, decode: args.decode_tokens, batch: args.batch, activations: args.activations.map(Into::into), rounds: args.rounds };
-    let rows = bench(&args.model, settings, &progress)?;
+    let settings = Settings {
+        prompt: args.prompt_tokens,
+        decode: args.decode_tokens,
+        batch: args.batch,
+        activations: args.activations.map(Into::into),
+        rounds: args.rounds,
+    };
+    let rows = bench(model, settings, &progress)?;
     progress.finish_and_clear();
     let threads = rayon::current_num_threads();
     ui.result(&json!({ "rows": rows, "threads": threads, "batch": args.batch }), || {

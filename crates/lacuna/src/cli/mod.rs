@@ -7,6 +7,7 @@ mod demo;
 mod eval;
 mod export;
 mod inspect;
+mod kernel_bench;
 mod kernels;
 mod prune;
 mod run;
