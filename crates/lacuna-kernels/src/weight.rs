@@ -63,7 +63,9 @@ impl Bias {
             return;
         }
         for (row, bias) in y.chunks_exact_mut(tokens.max(1)).zip(&self.0[first..]) {
-            row.iter_mut().for_each(|v| *v += bias);
+            for v in row {
+                *v += bias;
+            }
         }
     }
 }

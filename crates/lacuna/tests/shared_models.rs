@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lacuna::ProgressBar;
 use lacuna::eval::{Protocol, Score, evaluate};
+use lacuna_model::Activations;
 
 /// The folder of checkpoints and data, if it is there.
 fn shared() -> Option<PathBuf> {
@@ -22,7 +23,7 @@ fn shared() -> Option<PathBuf> {
 fn dense(shared: &Path, model: &str) -> Score {
     let data = shared.join("data/text/tinystories-eval.jsonl");
     let protocol = |_: &_| Protocol::Document { context: 512 };
-    evaluate(&shared.join("models").join(model), &data, protocol, &ProgressBar::hidden()).unwrap()
+    evaluate(&shared.join("models").join(model), &data, protocol, Activations::F32, &ProgressBar::hidden()).unwrap()
 }
 
 #[test]

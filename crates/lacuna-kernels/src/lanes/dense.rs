@@ -142,7 +142,9 @@ impl<E: Element> Weight for DenseLanes<E> {
         } else {
             y.data_mut().chunks_mut(tile_values).enumerate().for_each(run_tile);
         }
-        inputs.into_iter().for_each(|input| input.pairs.shelve());
+        for input in inputs {
+            input.pairs.shelve();
+        }
     }
 
     fn rows(&self) -> usize {

@@ -5,6 +5,8 @@
 //! K, so a strip's values and positions are read once for `N` tokens and the activations once for `S` strips. The
 //! instruction sets differ in [`Isa`], a file each; the value types in [`Product`].
 #![allow(unsafe_code)]
+// `acc[s][t]` over constants is what a register tile looks like; iterators around intrinsics may not be inlined.
+#![allow(clippy::needless_range_loop)]
 // Only x86 has products of bfloat16 so far; there nothing may lie dead.
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
@@ -83,6 +85,7 @@ pub(crate) struct Code<E: 'static> {
     /// makes an input tile
     input: unsafe fn(&Matrix, usize, usize, usize) -> InputTile<E>,
     /// computes a tile of rows for the tokens of an input tile
+    #[allow(clippy::type_complexity)]
     tile: unsafe fn(&Layout, &Tile, &InputTile<E>, &mut Aligned<[E; 4]>, &mut [f32], usize),
     /// the same for a dense weight
     dense: unsafe fn(&DenseLayout, DenseTile, &PairTile<E>, &mut [f32], usize),
@@ -166,9 +169,10 @@ impl<E: Element> Weight for Lanes<E> {
         check_shapes(layout.rows, layout.cols, x, y);
         let tokens = x.cols();
         let parallel = layout.kept() * tokens >= PARALLEL_WORK;
-        // SAFETY: `prepare` has seen that the CPU has the features.
-        let input =
-            |x: &Matrix, start, width, block_columns| unsafe { (self.code.input)(x, start, width, block_columns) };
+        let input = |x: &Matrix, start, width, block_columns| {
+            // SAFETY: `prepare` has seen that the CPU has the features.
+            unsafe { (self.code.input)(x, start, width, block_columns) }
+        };
         let inputs = input_tiles(input, x, layout.lanes, layout.block_columns, parallel);
         let mut rest = y.data_mut();
         let mut work = Vec::with_capacity(layout.tiles.len());
@@ -191,7 +195,9 @@ impl<E: Element> Weight for Lanes<E> {
         } else {
             work.into_iter().for_each(run_tile);
         }
-        inputs.into_iter().for_each(|input| input.data.shelve());
+        for input in inputs {
+            input.data.shelve();
+        }
         if let Some(order) = &layout.row_order
             && let Ok(ordered) = order.permute_rows(y)
         {

@@ -60,7 +60,7 @@ impl<I: Isa, V: FloatValues<I>> Prefill<I> for InF32<V> {
             for i in 0..N {
                 // SAFETY: the caller's columns and scratch have `N` vectors of tokens.
                 unsafe {
-                    I::store(out.cast::<f32>().add((slot * N + i) * I::LANES), I::load(column.add(i * I::LANES)))
+                    I::store(out.cast::<f32>().add((slot * N + i) * I::LANES), I::load(column.add(i * I::LANES)));
                 };
             }
         }
@@ -348,7 +348,8 @@ unsafe fn add_chunks<I: Isa, P: Prefill<I>, const N: usize, const C: usize>(
                 I::prefetch(stream.wrapping_add(layout.strip_bytes + place));
             }
             for (lane, sums) in sums.chunks_exact_mut(width).enumerate() {
-                let codes = chunks.map(|chunk| chunk.cast::<u32>().add(lane).read());
+                let codes = chunks.map(|chunk| chunk.add(4 * lane).cast::<[u8; 4]>().read());
+                let codes = codes.map(u32::from_ne_bytes);
                 let row = Row { lane: I::lane(lane), codes, scales, x_scales };
                 P::add::<N, C>(&values, &row, scratch, sums.as_mut_ptr());
             }

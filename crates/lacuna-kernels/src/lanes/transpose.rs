@@ -16,11 +16,11 @@ pub(super) fn of_16_bits(columns: [&[u16; MAX_TOKENS]; GROUP_COLUMNS], out: &mut
         let [a, b, c, d] = columns.map(|column| _mm_loadu_si128(column.as_ptr().cast()));
         let (ab_low, ab_high) = (_mm_unpacklo_epi16(a, b), _mm_unpackhi_epi16(a, b));
         let (cd_low, cd_high) = (_mm_unpacklo_epi16(c, d), _mm_unpackhi_epi16(c, d));
-        let out = out.as_mut_ptr().cast::<std::arch::x86_64::__m128i>();
-        _mm_storeu_si128(out, _mm_unpacklo_epi32(ab_low, cd_low));
-        _mm_storeu_si128(out.add(1), _mm_unpackhi_epi32(ab_low, cd_low));
-        _mm_storeu_si128(out.add(2), _mm_unpacklo_epi32(ab_high, cd_high));
-        _mm_storeu_si128(out.add(3), _mm_unpackhi_epi32(ab_high, cd_high));
+        let out = out.as_mut_ptr();
+        _mm_storeu_si128(out.cast(), _mm_unpacklo_epi32(ab_low, cd_low));
+        _mm_storeu_si128(out.add(2).cast(), _mm_unpackhi_epi32(ab_low, cd_low));
+        _mm_storeu_si128(out.add(4).cast(), _mm_unpacklo_epi32(ab_high, cd_high));
+        _mm_storeu_si128(out.add(6).cast(), _mm_unpackhi_epi32(ab_high, cd_high));
     }
 }
 

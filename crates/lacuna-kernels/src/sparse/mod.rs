@@ -12,6 +12,9 @@ use lacuna_core::Packed;
 use crate::lanes;
 use crate::weight::{Activations, Weight};
 
+/// Makes a layer with its bias ready for a kernel.
+pub type Prepare = fn(&Packed, Option<&[f32]>, Activations) -> Box<dyn Weight>;
+
 /// One line of the table.
 pub struct Kernel {
     /// Name, as `verify` prints it.
@@ -23,7 +26,7 @@ pub struct Kernel {
     /// Whether it suits a layer.
     pub takes: fn(&Packed) -> bool,
     /// Makes a layer with its bias `[R]`, if it has one, ready for it. Panics if the bias has another length.
-    pub prepare: fn(&Packed, Option<&[f32]>, Activations) -> Box<dyn Weight>,
+    pub prepare: Prepare,
 }
 
 /// The kernel that an instruction set makes.
