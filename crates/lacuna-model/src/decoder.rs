@@ -3,8 +3,8 @@
 use lacuna_core::{Matrix, Values};
 use lacuna_format::{Checkpoint, Error, Result};
 
-use crate::buffers::give;
 use crate::attention::{LayerCache, Span, attend};
+use crate::buffers::give;
 use crate::linear::{Execution, Linear};
 use crate::ops::{add, rms_norm, select_columns, silu_mul};
 use crate::rope::Angles;

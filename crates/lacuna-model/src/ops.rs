@@ -30,9 +30,14 @@ fn exp(x: f32) -> f32 {
     let power = |n: i32| f32::from_bits(((n + 127) << 23).cast_unsigned());
     let result = polynomial * power(half) * power(n - half);
     // Not a clamp's answer: NaN stays NaN, -inf is 0.
-    if x < -87.33 { 0.0 } else if x.is_nan() { x } else { result }
+    if x < -87.33 {
+        0.0
+    } else if x.is_nan() {
+        x
+    } else {
+        result
+    }
 }
-
 
 /// `x / √(mean(x²) + eps) · weight`, each token by itself (Zhang & Sennrich, arXiv 1910.07467).
 pub(crate) fn rms_norm(x: &Matrix, weight: &[f32], eps: f32) -> Matrix {

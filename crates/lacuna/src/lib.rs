@@ -12,6 +12,7 @@ pub mod eval;
 pub mod export;
 pub mod inspect;
 pub mod kernel_bench;
+pub mod kernels;
 pub mod memory;
 pub mod modules;
 mod output;

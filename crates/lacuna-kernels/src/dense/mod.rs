@@ -20,21 +20,32 @@ static SETS: &[&InstructionSet] = &[
     &lanes::neon::SET,
 ];
 
-/// Names of the dense kernels that this machine can run, the preferred one first; the last runs anywhere.
+/// A dense kernel, for lists.
+pub struct Kernel {
+    /// name
+    pub name: &'static str,
+    /// what the CPU must have
+    pub needs: &'static str,
+    /// whether this machine can run it
+    pub available: bool,
+}
+
+/// All dense kernels, the preferred one first; the last runs anywhere, on f32.
+pub fn all() -> impl Iterator<Item = Kernel> {
+    let sets = SETS.iter().map(|set| Kernel { name: set.name, needs: set.needs, available: (set.available)() });
+    sets.chain([Kernel { name: "gemm", needs: "nothing", available: true }])
+}
+
+/// Names of the dense kernels that this machine can run, the preferred one first.
 pub fn kernels() -> impl Iterator<Item = &'static str> {
-    SETS.iter().filter(|set| (set.available)()).map(|set| set.name).chain(["gemm"])
+    all().filter(|kernel| kernel.available).map(|kernel| kernel.name)
 }
 
 /// A dense weight `[rows, cols]` with its bias `[rows]`, if it has one, made ready for the kernel that this machine prefers.
 ///
 /// # Panics
 /// If there is another number of values or biases than the shape has.
-pub fn prepare(
-    values: &Values,
-    shape: [usize; 2],
-    bias: Option<&[f32]>,
-    activations: Activations,
-) -> Box<dyn Weight> {
+pub fn prepare(values: &Values, shape: [usize; 2], bias: Option<&[f32]>, activations: Activations) -> Box<dyn Weight> {
     prepare_for(kernels().next().unwrap_or("gemm"), values, shape, bias, activations)
 }
 

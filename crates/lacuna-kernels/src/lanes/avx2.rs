@@ -6,8 +6,8 @@ use half::f16;
 use lacuna_core::Matrix;
 
 use super::aligned::Aligned;
-use super::isa::Isa;
 use super::dense::{DenseLayout, PairTile};
+use super::isa::Isa;
 use super::layout::{Form, Layout, Tile};
 use super::product::{Bf16, F16, F32, InF32, InInt, Int4, Int8};
 use super::{AnyCode, Code, DenseTile, InputTile, InstructionSet, run, run_dense};

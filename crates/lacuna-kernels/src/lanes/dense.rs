@@ -316,7 +316,10 @@ pub(super) unsafe fn run_dense<I: Isa, P: DenseProduct<I>>(
     tokens: usize,
 ) {
     assert!(input.pairs.len() == layout.chunks * CHUNK * input.width);
-    assert!(input.scales.len() == layout.chunks.div_ceil(layout.block_chunks.max(1)) * input.width || layout.scales.is_empty());
+    assert!(
+        input.scales.len() == layout.chunks.div_ceil(layout.block_chunks.max(1)) * input.width
+            || layout.scales.is_empty()
+    );
     let mut strip = 0;
     while strip < tile.strips {
         let mut sums = [[f32::zeroed(); 16]; SUMS];
@@ -349,7 +352,8 @@ pub(super) unsafe fn run_dense<I: Isa, P: DenseProduct<I>>(
             (_, 2..) if I::WIDE => go!(2, 8),
             _ => go!(1, 8),
         };
-        for (row, out) in y.chunks_exact_mut(tokens).enumerate().take((strip + done) * I::LANES).skip(strip * I::LANES) {
+        for (row, out) in y.chunks_exact_mut(tokens).enumerate().take((strip + done) * I::LANES).skip(strip * I::LANES)
+        {
             let (s, lane) = (row / I::LANES - strip, row % I::LANES);
             for (out, sum) in out[input.start..].iter_mut().zip(&sums[s * input.width..(s + 1) * input.width]) {
                 *out = sum[lane];

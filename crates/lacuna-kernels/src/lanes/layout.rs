@@ -188,7 +188,14 @@ impl Layout {
                     stream[chunk + lane * 4 + g % CHUNK / 2] |= nibble << (g % 2 * 4);
                     let at = chunk + lanes * (4 + g % CHUNK * form.pair_bytes());
                     let i = (row * groups + g) * KEPT_PER_GROUP;
-                    put_pair(&mut stream[at..at + lanes * form.pair_bytes()], form, lanes, lane, values, i..i + KEPT_PER_GROUP);
+                    put_pair(
+                        &mut stream[at..at + lanes * form.pair_bytes()],
+                        form,
+                        lanes,
+                        lane,
+                        values,
+                        i..i + KEPT_PER_GROUP,
+                    );
                 }
                 if let Some(scales) = row_scales(packed, row) {
                     for (block, &scale) in scales.iter().enumerate() {
@@ -295,14 +302,7 @@ fn row_scales(packed: &Packed, row: usize) -> Option<&[f16]> {
 }
 
 /// Writes the values of `pair`, two or at the end of an odd row one, for one lane of a strip's group.
-pub(super) fn put_pair(
-    out: &mut [u8],
-    form: Form,
-    lanes: usize,
-    lane: usize,
-    values: &Values,
-    pair: Range<usize>,
-) {
+pub(super) fn put_pair(out: &mut [u8], form: Form, lanes: usize, lane: usize, values: &Values, pair: Range<usize>) {
     match (form, values) {
         (Form::F32, values) => {
             for (slot, i) in pair.enumerate() {

@@ -5,6 +5,8 @@
 //! K, so a strip's values and positions are read once for `N` tokens and the activations once for `S` strips. The
 //! instruction sets differ in [`Isa`], a file each; the value types in [`Product`].
 #![allow(unsafe_code)]
+// Only x86 has products of bfloat16 so far; there nothing may lie dead.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
 mod aligned;
 #[cfg(target_arch = "x86_64")]
@@ -165,9 +167,8 @@ impl<E: Element> Weight for Lanes<E> {
         let tokens = x.cols();
         let parallel = layout.kept() * tokens >= PARALLEL_WORK;
         // SAFETY: `prepare` has seen that the CPU has the features.
-        let input = |x: &Matrix, start, width, block_columns| unsafe {
-            (self.code.input)(x, start, width, block_columns)
-        };
+        let input =
+            |x: &Matrix, start, width, block_columns| unsafe { (self.code.input)(x, start, width, block_columns) };
         let inputs = input_tiles(input, x, layout.lanes, layout.block_columns, parallel);
         let mut rest = y.data_mut();
         let mut work = Vec::with_capacity(layout.tiles.len());

@@ -59,7 +59,9 @@ impl<I: Isa, V: FloatValues<I>> Prefill<I> for InF32<V> {
         for (slot, column) in columns.into_iter().enumerate() {
             for i in 0..N {
                 // SAFETY: the caller's columns and scratch have `N` vectors of tokens.
-                unsafe { I::store(out.cast::<f32>().add((slot * N + i) * I::LANES), I::load(column.add(i * I::LANES))) };
+                unsafe {
+                    I::store(out.cast::<f32>().add((slot * N + i) * I::LANES), I::load(column.add(i * I::LANES)))
+                };
             }
         }
     }
@@ -129,6 +131,28 @@ unsafe fn pairs<I: Isa, const N: usize>(columns: [*const u16; 4], out: *mut u32)
     }
 }
 
+/// Adds a row's products in one chunk to its sums.
+#[inline(always)]
+unsafe fn add_bf16<I: Isa, const N: usize>(
+    values: [I::I; CHUNK],
+    codes: u32,
+    lane: I::I,
+    scratch: *const u32,
+    acc: &mut [I::F; N],
+) {
+    for (g, &values) in values.iter().enumerate() {
+        let rank = (codes >> (g * 4) & 7) as usize;
+        // SAFETY: the caller's scratch has `6 · N` vectors for each of 8 groups; ranks are below 6.
+        unsafe {
+            let x = scratch.add((g * 6 + rank) * N * I::LANES);
+            let w = I::spread(values, lane);
+            for (i, acc) in acc.iter_mut().enumerate() {
+                *acc = I::dot_bf16(*acc, w, I::load_words(x.add(i * I::LANES)));
+            }
+        }
+    }
+}
+
 impl<I: Isa> Prefill<I> for InBf16 {
     type Input = half::bf16;
     const CHOICES: usize = 6;
@@ -167,15 +191,11 @@ impl<I: Isa> Prefill<I> for InBf16 {
             for (i, acc) in acc.iter_mut().enumerate() {
                 *acc = I::load(sums.add(i * I::LANES));
             }
-            for (c, values) in values.iter().enumerate() {
-                for (g, &values) in values.iter().enumerate() {
-                    let rank = (row.codes[c] >> (g * 4) & 7) as usize;
-                    let x = scratch.add(((c * CHUNK + g) * 6 + rank) * N * I::LANES);
-                    let w = I::spread(values, row.lane);
-                    for (i, acc) in acc.iter_mut().enumerate() {
-                        *acc = I::dot_bf16(*acc, w, I::load_words(x.add(i * I::LANES)));
-                    }
-                }
+            // Chunk by chunk by hand: in a loop the values would live in memory.
+            add_bf16::<I, N>(values[0], row.codes[0], row.lane, scratch, &mut acc);
+            if C > 1 {
+                let scratch = scratch.add(CHUNK * 6 * N * I::LANES);
+                add_bf16::<I, N>(values[C - 1], row.codes[C - 1], row.lane, scratch, &mut acc);
             }
             for (i, acc) in acc.into_iter().enumerate() {
                 I::store(sums.add(i * I::LANES), acc);

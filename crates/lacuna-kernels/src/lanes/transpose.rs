@@ -6,10 +6,7 @@ use super::inputs::MAX_TOKENS;
 /// Columns of 16-bit values.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub(super) fn of_16_bits(
-    columns: [&[u16; MAX_TOKENS]; GROUP_COLUMNS],
-    out: &mut [[u16; GROUP_COLUMNS]; MAX_TOKENS],
-) {
+pub(super) fn of_16_bits(columns: [&[u16; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[u16; GROUP_COLUMNS]; MAX_TOKENS]) {
     use std::arch::x86_64::{
         _mm_loadu_si128, _mm_storeu_si128, _mm_unpackhi_epi16, _mm_unpackhi_epi32, _mm_unpacklo_epi16,
         _mm_unpacklo_epi32,
@@ -30,10 +27,7 @@ pub(super) fn of_16_bits(
 /// Columns of floats.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub(super) fn of_32_bits(
-    columns: [&[f32; MAX_TOKENS]; GROUP_COLUMNS],
-    out: &mut [[f32; GROUP_COLUMNS]; MAX_TOKENS],
-) {
+pub(super) fn of_32_bits(columns: [&[f32; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[f32; GROUP_COLUMNS]; MAX_TOKENS]) {
     use std::arch::x86_64::{_MM_TRANSPOSE4_PS, _mm_loadu_ps, _mm_storeu_ps};
     for half in [0, 4] {
         // SAFETY: SSE is part of x86-64; columns are 8 floats, and 4 tokens of the result 16.
@@ -50,20 +44,14 @@ pub(super) fn of_32_bits(
 /// Columns of 16-bit values.
 #[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
-pub(super) fn of_16_bits(
-    columns: [&[u16; MAX_TOKENS]; GROUP_COLUMNS],
-    out: &mut [[u16; GROUP_COLUMNS]; MAX_TOKENS],
-) {
+pub(super) fn of_16_bits(columns: [&[u16; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[u16; GROUP_COLUMNS]; MAX_TOKENS]) {
     plain(columns, out);
 }
 
 /// Columns of floats.
 #[cfg(not(target_arch = "x86_64"))]
 #[inline(always)]
-pub(super) fn of_32_bits(
-    columns: [&[f32; MAX_TOKENS]; GROUP_COLUMNS],
-    out: &mut [[f32; GROUP_COLUMNS]; MAX_TOKENS],
-) {
+pub(super) fn of_32_bits(columns: [&[f32; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[f32; GROUP_COLUMNS]; MAX_TOKENS]) {
     plain(columns, out);
 }
 

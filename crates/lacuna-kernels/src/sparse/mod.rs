@@ -9,8 +9,8 @@ mod strips;
 
 use lacuna_core::Packed;
 
-use crate::weight::{Activations, Weight};
 use crate::lanes;
+use crate::weight::{Activations, Weight};
 
 /// One line of the table.
 pub struct Kernel {

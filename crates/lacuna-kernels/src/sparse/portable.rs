@@ -8,8 +8,8 @@
 
 use lacuna_core::{GROUP_COLUMNS, Matrix, Packed};
 
-use crate::weight::{Activations, Bias, Weight};
 use super::strips::{STRIP, Strips, Tile};
+use crate::weight::{Activations, Bias, Weight};
 
 /// Groups gathered at once in prefill: 24 groups × 4 columns × 64 tokens × 4 bytes is 24 KiB.
 const CHUNK_GROUPS: usize = 24;

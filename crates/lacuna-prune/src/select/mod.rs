@@ -30,9 +30,19 @@ impl Selection {
     pub fn select(self, scores: &Scores, pattern: Pattern) -> Result<Mask> {
         let (rows, cols) = (scores.matrix().rows(), scores.matrix().cols());
         let grid = pattern.grid(rows, cols)?;
-        let (columns, pairs) = pulp::Arch::new().dispatch(Choice { selection: self, scores, grid: &grid });
+        let (columns, pairs) = dispatch(Choice { selection: self, scores, grid: &grid });
         Mask::new(grid, columns, pairs)
     }
+}
+
+/// Runs a choice on vectors of at most 256 bits: blocks are a few vectors high, and summing up the lanes of longer ones
+/// costs more than there is to gain (a prune with AVX-512 took a third longer).
+fn dispatch(choice: Choice) -> <Choice as pulp::WithSimd>::Output {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V3::try_new() {
+        return pulp::Simd::vectorize(simd, choice);
+    }
+    pulp::Arch::new().dispatch(choice)
 }
 
 /// The choice of a mask, compiled for each instruction set that `pulp` dispatches to, with all that is inlined into it.

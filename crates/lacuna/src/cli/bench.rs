@@ -6,12 +6,12 @@ use anyhow::Result;
 use lacuna::bench::{Settings, bench};
 use serde_json::json;
 
-use super::kernels;
+use super::kernel_bench;
 use super::ui::{Ui, table};
 
 /// Time prefill and decode of a whole model, dense beside sparse; with --kernels, single products
 #[derive(clap::Args)]
-#[command(after_help = kernels::after_help())]
+#[command(after_help = kernel_bench::after_help())]
 pub(super) struct Args {
     /// Pruned checkpoint; a dense one is timed alone
     #[arg(required_unless_present = "kernels")]
@@ -32,11 +32,11 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = super::positive)]
     rounds: usize,
     #[command(flatten)]
-    kernels: kernels::KernelArgs,
+    kernels: kernel_bench::KernelArgs,
 }
 
 pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let Some(model) = &args.model else { return kernels::run(&args.kernels, ui) };
+    let Some(model) = &args.model else { return kernel_bench::run(&args.kernels, ui) };
     let progress = ui.progress("bench", 0);
     let settings = Settings {
         prompt: args.prompt_tokens,

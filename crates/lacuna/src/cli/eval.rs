@@ -64,7 +64,8 @@ pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let activations = args.activations.map_or(Activations::F32, Into::into);
     let score = |model: &PathBuf| {
         let progress = ui.progress("eval", 0);
-        let score = evaluate(model, &args.data, |config| protocol(args, name, config.max_positions), activations, &progress);
+        let score =
+            evaluate(model, &args.data, |config| protocol(args, name, config.max_positions), activations, &progress);
         progress.finish_and_clear();
         score
     };

@@ -7,6 +7,7 @@ mod demo;
 mod eval;
 mod export;
 mod inspect;
+mod kernel_bench;
 mod kernels;
 mod prune;
 mod run;
@@ -71,6 +72,7 @@ enum Command {
     Eval(eval::Args),
     Run(run::Args),
     Bench(bench::Args),
+    Kernels(kernels::Args),
     Export(export::Args),
     Demo(demo::Args),
     /// Print a completion script for a shell
@@ -150,6 +152,7 @@ fn dispatch(command: Command, ui: &Ui) -> Result<ExitCode> {
         Command::Eval(args) => eval::run(&args, ui)?,
         Command::Run(args) => run::run(&args, ui)?,
         Command::Bench(args) => bench::run(&args, ui)?,
+        Command::Kernels(args) => kernels::run(&args, ui)?,
         Command::Export(args) => export::run(&args, ui)?,
         Command::Demo(args) => demo::run(&args, ui)?,
         Command::Completions { shell } => {
