@@ -6,8 +6,12 @@ use lacuna_core::{GROUP_COLUMNS, Matrix};
 use rayon::prelude::*;
 
 use super::aligned::Aligned;
+use super::isa::Isa;
 use super::layout::Columns;
 use super::transpose;
+
+/// Values behind the last row of a tile: a window may reach over the end.
+const SPARE: usize = 8;
 
 /// Most tokens of a tile.
 pub(super) const MAX_TOKENS: usize = 8;
@@ -20,6 +24,11 @@ pub(super) trait Element: Pod + Send + Sync {
     const VECTORS: usize;
     /// Rounds; `per_unit` is 1 / scale, and 1 without scales.
     fn round(x: f32, per_unit: f32) -> Self;
+    /// Four of the 8 values from a place on, by their distance from it.
+    ///
+    /// # Safety
+    /// As for [`Isa`]: the CPU must have the instructions, and there must be 8 values.
+    unsafe fn window<I: Isa>(from: *const Self, offsets: [u8; GROUP_COLUMNS]) -> [Self; GROUP_COLUMNS];
     /// Four columns of 8 tokens as 8 tokens of four columns.
     fn transpose(columns: [&[Self; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[Self; GROUP_COLUMNS]; MAX_TOKENS]);
 }
@@ -30,6 +39,11 @@ impl Element for f32 {
     #[inline(always)]
     fn round(x: f32, _: f32) -> Self {
         x
+    }
+    #[inline(always)]
+    unsafe fn window<I: Isa>(from: *const Self, offsets: [u8; GROUP_COLUMNS]) -> [Self; GROUP_COLUMNS] {
+        // SAFETY: the caller's.
+        unsafe { I::window_32(from, offsets) }
     }
     #[inline(always)]
     fn transpose(columns: [&[Self; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[Self; GROUP_COLUMNS]; MAX_TOKENS]) {
@@ -48,6 +62,11 @@ impl Element for bf16 {
         bf16::from_bits(if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded })
     }
     #[inline(always)]
+    unsafe fn window<I: Isa>(from: *const Self, offsets: [u8; GROUP_COLUMNS]) -> [Self; GROUP_COLUMNS] {
+        // SAFETY: the caller's.
+        bytemuck::cast(unsafe { I::window_16(from.cast(), offsets) })
+    }
+    #[inline(always)]
     fn transpose(columns: [&[Self; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[Self; GROUP_COLUMNS]; MAX_TOKENS]) {
         transpose::of_16_bits(columns.map(bytemuck::cast_ref), bytemuck::cast_mut(out));
     }
@@ -59,6 +78,11 @@ impl Element for i16 {
     #[inline(always)]
     fn round(x: f32, per_unit: f32) -> Self {
         (x * per_unit).round_ties_even() as i16
+    }
+    #[inline(always)]
+    unsafe fn window<I: Isa>(from: *const Self, offsets: [u8; GROUP_COLUMNS]) -> [Self; GROUP_COLUMNS] {
+        // SAFETY: the caller's.
+        bytemuck::cast(unsafe { I::window_16(from.cast(), offsets) })
     }
     #[inline(always)]
     fn transpose(columns: [&[Self; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[Self; GROUP_COLUMNS]; MAX_TOKENS]) {
@@ -98,11 +122,13 @@ impl<E: Element> InputTile<E> {
     fn of_width<const N: usize>(x: &Matrix, start: usize, block_columns: usize) -> Self {
         let (features, tokens) = (x.rows(), x.cols());
         let real = N.min(tokens - start);
-        let mut data = Aligned::scratch((features + 1) * N);
+        let mut data = Aligned::scratch((features + 1) * N + SPARE);
         let mut scales = vec![];
-        let (tiles, _) = data.as_chunks_mut::<N>();
+        let (tiles, _) = data[..(features + 1) * N].as_chunks_mut::<N>();
         let row = |k: usize| &x.data()[k * tokens + start..][..real];
-        if E::SCALED {
+        if N == 1 && tokens == 1 {
+            scales = one_token(x.data(), block_columns, &mut tiles.as_flattened_mut()[..features]);
+        } else if E::SCALED {
             for (block, out) in tiles[..features].chunks_mut(block_columns).enumerate() {
                 let mut largest = [0.0_f32; N];
                 for k in 0..out.len() {
@@ -128,14 +154,53 @@ impl<E: Element> InputTile<E> {
 
     /// Fours of activations, `[groups][width]`.
     #[inline(always)]
-    pub(super) fn gather(&self, columns: Columns, out: &mut Aligned<[E; 4]>) {
+    ///
+    /// # Safety
+    /// The CPU must have the instructions of `I`.
+    pub(super) unsafe fn gather<I: Isa>(&self, columns: Columns, out: &mut Aligned<[E; 4]>) {
         match self.width {
+            // SAFETY: the caller's promise.
+            1 if I::WINDOWS && columns.narrow() => unsafe { gather_windows::<I, E>(&self.data, columns, out) },
             1 => gather::<E, 1>(&self.data, columns, out),
             2 => gather::<E, 2>(&self.data, columns, out),
             4 => gather::<E, 4>(&self.data, columns, out),
             _ => gather::<E, MAX_TOKENS>(&self.data, columns, out),
         }
     }
+}
+
+/// One token, a group at a time: a window of 8 values, and a shuffle that takes the four.
+///
+/// # Safety
+/// The CPU must have the instructions of `I`.
+#[inline(always)]
+unsafe fn gather_windows<I: Isa, E: Element>(data: &[E], columns: Columns, out: &mut Aligned<[E; 4]>) {
+    assert!(data.len() == columns.padding() + 1 + SPARE, "inputs for another layer");
+    out.resize(columns.groups());
+    for (g, out) in out.iter_mut().enumerate() {
+        let (start, offsets) = columns.window(g);
+        // SAFETY: a window starts at `padding` at most, and behind it are `SPARE` values.
+        *out = unsafe { E::window::<I>(data.as_ptr().add(start), offsets) };
+    }
+}
+
+/// Rounds the activations of one token; the scales of its blocks, or none. In slices, which vectorise where arrays of one
+/// value do not.
+#[inline(always)]
+fn one_token<E: Element>(x: &[f32], block_columns: usize, out: &mut [E]) -> Vec<f32> {
+    if !E::SCALED {
+        out.iter_mut().zip(x).for_each(|(out, &x)| *out = E::round(x, 1.0));
+        return vec![];
+    }
+    let blocks = x.chunks(block_columns).zip(out.chunks_mut(block_columns));
+    let scale = |(x, out): (&[f32], &mut [E])| {
+        // As bits, a magnitude is the larger the larger it is, and NaN is the largest.
+        let largest = f32::from_bits(x.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff_ffff)));
+        let per_unit = if largest > 0.0 { f32::from(i16::MAX) / largest } else { 0.0 };
+        out.iter_mut().zip(x).for_each(|(out, &x)| *out = E::round(x, per_unit));
+        largest / f32::from(i16::MAX)
+    };
+    blocks.map(scale).collect()
 }
 
 /// One row of a tile: the real tokens rounded, the others 0.
@@ -155,7 +220,7 @@ fn round_row<E: Element, const N: usize>(row: &[f32], per_unit: &[f32; N], out: 
 
 #[inline(always)]
 fn gather<E: Element, const N: usize>(data: &[E], columns: Columns, out: &mut Aligned<[E; 4]>) {
-    let (rows, _) = data.as_chunks::<N>();
+    let (rows, _) = data[..data.len() - SPARE].as_chunks::<N>();
     assert!(rows.len() == columns.padding() + 1, "inputs for another layer");
     out.resize(columns.groups() * N);
     for (g, out) in out.as_chunks_mut::<N>().0.iter_mut().enumerate() {

@@ -20,6 +20,12 @@ pub(super) trait Isa: Copy {
 
     /// Asks for the line of a place that will be read soon; any place will do.
     fn prefetch(place: *const u8);
+    /// Whether [`Isa::window_16`] and [`Isa::window_32`] are a few instructions.
+    const WINDOWS: bool;
+    /// Four of the 8 values from a place on, by their distance from it.
+    unsafe fn window_16(from: *const u16, offsets: [u8; 4]) -> [u16; 4];
+    /// The same for floats.
+    unsafe fn window_32(from: *const f32, offsets: [u8; 4]) -> [f32; 4];
     /// 0 in each lane.
     unsafe fn zero() -> Self::F;
     /// `LANES` floats.

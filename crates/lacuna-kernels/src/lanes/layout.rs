@@ -261,8 +261,19 @@ impl Columns<'_> {
     /// Columns of a group; at most `cols`.
     #[inline(always)]
     pub(super) fn of(&self, group: usize) -> [usize; GROUP_COLUMNS] {
-        let start = (group * self.m).min(self.cols);
-        self.offsets[group].map(|offset| start + usize::from(offset))
+        let (start, offsets) = self.window(group);
+        offsets.map(|offset| start + usize::from(offset))
+    }
+
+    /// Where a group starts, at most `cols`, and the distances of its columns from there.
+    #[inline(always)]
+    pub(super) fn window(&self, group: usize) -> (usize, [u8; GROUP_COLUMNS]) {
+        ((group * self.m).min(self.cols), self.offsets[group])
+    }
+
+    /// Whether all distances are below 8.
+    pub(super) fn narrow(&self) -> bool {
+        self.m <= 8
     }
 
     /// `cols`.

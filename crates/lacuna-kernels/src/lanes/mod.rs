@@ -235,7 +235,8 @@ unsafe fn run<I: Isa, P: Product<I> + Prefill<I, Input = <P as Product<I>>::Inpu
         }
         return;
     }
-    input.gather(layout.columns(tile), gathered);
+    // SAFETY: the caller's promise.
+    unsafe { input.gather::<I>(layout.columns(tile), gathered) };
     let mut strip = 0;
     let strips = tile.len.div_ceil(I::LANES);
     while strip < strips {

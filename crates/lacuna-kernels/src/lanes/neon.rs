@@ -48,6 +48,15 @@ impl Isa for Neon {
     /// loop has to be measured on such a CPU first.
     #[inline(always)]
     fn prefetch(_: *const u8) {}
+    const WINDOWS: bool = false;
+    #[inline(always)]
+    unsafe fn window_16(from: *const u16, offsets: [u8; 4]) -> [u16; 4] {
+        offsets.map(|offset| *from.add(usize::from(offset)))
+    }
+    #[inline(always)]
+    unsafe fn window_32(from: *const f32, offsets: [u8; 4]) -> [f32; 4] {
+        offsets.map(|offset| *from.add(usize::from(offset)))
+    }
     #[inline(always)]
     unsafe fn zero() -> float32x4_t {
         vdupq_n_f32(0.0)
