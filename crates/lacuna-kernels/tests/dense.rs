@@ -28,12 +28,12 @@ fn check(rows: usize, cols: usize, tokens: usize) {
         for kernel in dense::kernels() {
             let mut y = Matrix::new(rows, tokens, vec![f32::NAN; rows * tokens]).unwrap();
             dense::prepare_for(kernel, &stored, [rows, cols], Some(&bias), activations).multiply(&x, &mut y);
-            for row in 0..rows {
+            for (row, &bias) in bias.iter().enumerate() {
                 for token in 0..tokens {
                     let (mut want, mut size, mut largest) = (0.0_f64, 0.0_f64, 0.0_f64);
                     let mut weights = 0.0_f64;
-                    want += f64::from(bias[row]);
-                    size += f64::from(bias[row].abs());
+                    want += f64::from(bias);
+                    size += f64::from(bias.abs());
                     for k in 0..cols {
                         let (w, x) = (f64::from(stored.get(row * cols + k)), f64::from(x.row(k)[token]));
                         want += w * x;

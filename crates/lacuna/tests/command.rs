@@ -273,8 +273,9 @@ fn integers_export_in_the_type_of_the_original() {
                 assert_eq!((tensor.dtype, &tensor.shape), (original[name].dtype, &original[name].shape), "{name}");
             }
             assert_eq!(tiny.read_json("dense/config.json"), tiny.read_json("model/config.json"));
-            // f32 holds code times scale; bf16 rounds it by up to 2^-9 of itself.
-            let limit = if dtype == Dtype::F32 { 1e-6 } else { 1e-2 };
+            // f32 holds code times scale, but integers meet activations of 16 bits, off by 2^-16 of a block's largest; bf16
+            // rounds weights by up to 2^-8 of themselves.
+            let limit = if dtype == Dtype::F32 { 1e-4 } else { 1e-2 };
             assert!((nll(&tiny, "sparse") - nll(&tiny, "dense")).abs() < limit, "{values}");
             let text = tiny.lacuna(&format!("{command} -v")).ok().stdout;
             assert!(text.contains("rounding error") && text.contains("rounding       at most 0.0"), "{text}");
