@@ -29,13 +29,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     step("tests", &mut cargo(&["test", "--workspace"]))
 }
 
-fn cargo(args: &[&str]) -> Command {
+pub(crate) fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO"));
     command.args(args);
     command
 }
 
-fn step(name: &str, command: &mut Command) -> Result<()> {
+/// Runs a command in the repository's root and says how long it took.
+pub(crate) fn step(name: &str, command: &mut Command) -> Result<()> {
     eprintln!("== {name}");
     let started = std::time::Instant::now();
     let status = command.current_dir(root()).status().with_context(|| format!("cannot start the step {name}"))?;

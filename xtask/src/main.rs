@@ -1,9 +1,11 @@
-//! The project's one door: `cargo xtask check` runs everything that must hold, `cargo xtask synth` makes large test
-//! checkpoints, `cargo xtask plot` shows what was measured. Nothing here is part of the product.
+//! The project's one door: `cargo xtask check` runs everything that must hold, `cargo xtask emulate` the same for kernels
+//! of another architecture, `cargo xtask synth` makes large test checkpoints, `cargo xtask plot` shows what was measured.
+//! Nothing here is part of the product.
 
 #![forbid(unsafe_code)]
 
 mod check;
+mod emulate;
 mod plot;
 mod synth;
 mod tidy;
@@ -18,6 +20,8 @@ use clap::Parser;
 enum Task {
     /// Run every check: format, lints, tidy, tests, docs, and the round trip through Hugging Face transformers
     Check(check::Args),
+    /// Run the kernels' tests for 64-bit ARM under QEMU; says what to install where something is missing
+    Emulate,
     /// Hold the tree against the invariants of ARCHITECTURE.md
     Tidy,
     /// Write a randomly initialised checkpoint of a known model's shapes
@@ -29,6 +33,7 @@ enum Task {
 fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Check(args) => check::run(&args),
+        Task::Emulate => emulate::run(),
         Task::Tidy => tidy::run(),
         Task::Synth(args) => synth::run(&args),
         Task::Plot => plot::run(),

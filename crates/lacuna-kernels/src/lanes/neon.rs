@@ -3,6 +3,8 @@
 //! There is no shuffle of words by a vector of words; `tbl` picks bytes by a vector of bytes. So a word that names a word
 //! is first made to name its four bytes: one multiply-add, see [`bytes_of_words`].
 
+// Intrinsics have names of their own kind.
+#[allow(clippy::wildcard_imports)]
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 
@@ -236,6 +238,12 @@ pub(crate) static SET: InstructionSet = InstructionSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The tests of all kernels pass over those that are not available.
+    #[test]
+    fn every_such_cpu_has_it() {
+        assert!(available());
+    }
 
     #[test]
     fn every_half_is_widened_exactly() {
