@@ -20,15 +20,17 @@ fn exp(x: f32) -> f32 {
     const LOW: f32 = -2.121_944_4e-4;
     let clamped = x.clamp(-88.0, 89.0);
     // Adding and taking away 1.5 · 2²³ rounds to the nearest integer.
-    let n = (clamped * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
+    let shifted = clamped * std::f32::consts::LOG2_E + 12_582_912.0;
+    let n = shifted - 12_582_912.0;
     let r = clamped - n * HIGH - n * LOW;
     let p = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
     let polynomial = p.iter().fold(1.0 / 5040.0, |sum, c| sum * r + c);
-    let n = n as i32;
+    // Its last bits are n: no conversion, which would have to look for NaN and overflow.
+    let n = shifted.to_bits().cast_signed().wrapping_sub(12_582_912.0_f32.to_bits().cast_signed());
     // Two factors: 2ⁿ alone overflows a little before eˣ does.
     let half = n >> 1;
-    let power = |n: i32| f32::from_bits(((n + 127) << 23).cast_unsigned());
-    let result = polynomial * power(half) * power(n - half);
+    let power = |n: i32| f32::from_bits((n.wrapping_add(127) << 23).cast_unsigned());
+    let result = polynomial * power(half) * power(n.wrapping_sub(half));
     // Not a clamp's answer: NaN stays NaN, -inf is 0.
     if x < -87.33 {
         0.0
@@ -60,11 +62,15 @@ pub(crate) fn rms_norm(x: &Matrix, weight: &[f32], eps: f32) -> Matrix {
 /// `gate · σ(gate) · up`, in place of `gate` (SwiGLU, Shazeer, arXiv 2002.05202).
 pub(crate) fn silu_mul(gate: &mut Matrix, up: &Matrix) {
     let part = |(gate, up): (&mut [f32], &[f32])| {
-        Arch::new().dispatch(|| {
-            for (g, u) in gate.iter_mut().zip(up) {
-                *g = *g / (1.0 + exp(-*g)) * u;
-            }
-        });
+        // Inlined, or it would be compiled without the instructions that are dispatched to.
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for (g, u) in gate.iter_mut().zip(up) {
+                    *g = *g / (1.0 + exp(-*g)) * u;
+                }
+            },
+        );
     };
     gate.data_mut().par_chunks_mut(PART).zip(up.data().par_chunks(PART)).for_each(part);
 }
@@ -78,16 +84,20 @@ pub(crate) fn add(x: &mut Matrix, y: &Matrix) {
 
 /// Turns scores into probabilities in place; those that shall not be seen are left out by the caller.
 pub(crate) fn softmax(scores: &mut [f32]) {
-    Arch::new().dispatch(|| {
-        let max = fold(scores, f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
-        for s in scores.iter_mut() {
-            *s = exp(*s - max);
-        }
-        let part = fold(scores, 0.0, |a, b| a + b).recip();
-        for s in scores.iter_mut() {
-            *s *= part;
-        }
-    });
+    // Inlined, or it would be compiled without the instructions that are dispatched to.
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            let max = fold(scores, f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+            for s in scores.iter_mut() {
+                *s = exp(*s - max);
+            }
+            let part = fold(scores, 0.0, |a, b| a + b).recip();
+            for s in scores.iter_mut() {
+                *s *= part;
+            }
+        },
+    );
 }
 
 /// Folds in 16 lanes, then the lanes: an order that is vectorised.

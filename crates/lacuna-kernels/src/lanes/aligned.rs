@@ -3,6 +3,7 @@
 //! Products need the same few buffers again and again; fresh ones from the system cost a page fault every 4 KiB, a fifth
 //! of a product's time. So a buffer goes back to a shelf, and the next one is taken from there.
 
+use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
@@ -21,11 +22,19 @@ pub(super) struct Aligned<E> {
     of: PhantomData<E>,
 }
 
-/// Buffers that wait for their next use.
+/// Buffers that wait for their next use by any thread.
 static SHELF: Mutex<Vec<Vec<Line>>> = Mutex::new(vec![]);
 
-/// Buffers that may wait; more are freed.
+/// Buffers that may wait there; more are freed.
 const SHELF_PLACES: usize = 64;
+
+thread_local! {
+    /// The buffers that a thread used last: with few tokens a task is shorter than waiting for the shelf.
+    static OWN: RefCell<Vec<Vec<Line>>> = const { RefCell::new(vec![]) };
+}
+
+/// Buffers that a thread keeps for itself.
+const OWN_PLACES: usize = 3;
 
 impl<E: Pod> Aligned<E> {
     /// `len` zeros, to be kept.
@@ -37,9 +46,13 @@ impl<E: Pod> Aligned<E> {
 
     /// `len` numbers of any value, to be overwritten.
     pub(super) fn scratch(len: usize) -> Self {
-        let lines = SHELF.lock().ok().and_then(|mut shelf| {
+        let take = |shelf: &mut Vec<Vec<Line>>| {
             let large_enough = shelf.iter().rposition(|lines| lines.len() >= lines_of::<E>(len));
-            large_enough.or(shelf.len().checked_sub(1)).map(|i| shelf.swap_remove(i))
+            large_enough.map(|i| shelf.swap_remove(i))
+        };
+        let lines = OWN.with_borrow_mut(take).or_else(|| {
+            let mut shelf = SHELF.lock().ok()?;
+            take(&mut shelf).or_else(|| shelf.pop())
         });
         let mut new = Self { lines: lines.unwrap_or_default(), len: 0, of: PhantomData };
         new.resize(len);
@@ -56,10 +69,18 @@ impl<E: Pod> Aligned<E> {
 
     /// Puts the buffer on the shelf.
     pub(super) fn shelve(self) {
-        if let Ok(mut shelf) = SHELF.lock()
+        let lines = OWN.with_borrow_mut(|own| {
+            if own.len() < OWN_PLACES {
+                own.push(self.lines);
+                return None;
+            }
+            Some(self.lines)
+        });
+        if let Some(lines) = lines
+            && let Ok(mut shelf) = SHELF.lock()
             && shelf.len() < SHELF_PLACES
         {
-            shelf.push(self.lines);
+            shelf.push(lines);
         }
     }
 }
