@@ -102,6 +102,42 @@ fn what_is_not_pruned_stays_as_it_is() {
 }
 
 #[test]
+fn kernels_of_layers_are_among_those_that_run_here() {
+    let tiny = Tiny::pruned();
+    let all = tiny.lacuna("kernels --json").json();
+    assert!(all["layers"].is_null());
+    let listed = |weights: &str, name: &str| {
+        let mut kernels = all["kernels"].as_array().unwrap().iter();
+        kernels.any(|k| k["weights"] == weights && k["name"] == name && k["available"] == true)
+    };
+    assert!(listed("sparse", "portable") && listed("dense", "gemm"));
+    let layers = tiny.lacuna("kernels sparse --json").json()["layers"].clone();
+    assert_eq!(names(&layers).len(), 15);
+    let verified = tiny.lacuna("verify sparse --json").json();
+    for layer in layers.as_array().unwrap() {
+        let (weights, kernel) = (if layer["pattern"] == "dense" { "dense" } else { "sparse" }, &layer["kernel"]);
+        assert!(listed(weights, kernel.as_str().unwrap()), "{layer}");
+        if weights == "sparse" {
+            let same = verified["layers"].as_array().unwrap().iter().find(|l| l["name"] == layer["name"]).unwrap();
+            assert_eq!(&same["kernel"], kernel);
+        }
+    }
+}
+
+#[test]
+fn activations_in_bf16_change_little_and_only_where_weights_are_bf16() {
+    let tiny = Tiny::with(Dtype::BF16, 1);
+    tiny.lacuna(PRUNE).ok();
+    let nll = |flags: &str| {
+        let score = tiny.lacuna(&format!("eval out --data held.jsonl --json {flags}")).json();
+        score["nll"].as_f64().unwrap()
+    };
+    let (exact, rounded) = (nll(""), nll("--activations bf16"));
+    assert_eq!(exact.to_bits(), nll("--activations f32").to_bits());
+    assert!((exact - rounded).abs() < 0.02, "{exact} {rounded}");
+}
+
+#[test]
 fn eval_reports_the_score_and_the_gap() {
     let tiny = Tiny::pruned();
     let score = tiny.lacuna("eval sparse --data held.jsonl --baseline model --json").json();
