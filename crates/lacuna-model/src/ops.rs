@@ -1,7 +1,7 @@
 //! The small operations between the linear layers, on feature-major activations `[features, T]`.
 
 use lacuna_core::Matrix;
-use pulp::Arch;
+use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
 use crate::buffers::take;
@@ -84,20 +84,26 @@ pub(crate) fn add(x: &mut Matrix, y: &Matrix) {
 
 /// Turns scores into probabilities in place; those that shall not be seen are left out by the caller.
 pub(crate) fn softmax(scores: &mut [f32]) {
-    // Inlined, or it would be compiled without the instructions that are dispatched to.
-    Arch::new().dispatch(
-        #[inline(always)]
-        || {
-            let max = fold(scores, f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
-            for s in scores.iter_mut() {
-                *s = exp(*s - max);
-            }
-            let part = fold(scores, 0.0, |a, b| a + b).recip();
-            for s in scores.iter_mut() {
-                *s *= part;
-            }
-        },
-    );
+    Arch::new().dispatch(Softmax(scores));
+}
+
+/// A function object, not a closure: it is inlined for certain into code compiled for the CPU's vectors.
+struct Softmax<'a>(&'a mut [f32]);
+
+impl NullaryFnOnce for Softmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let max = fold(self.0, f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
+        for s in self.0.iter_mut() {
+            *s = exp(*s - max);
+        }
+        let part = fold(self.0, 0.0, |a, b| a + b).recip();
+        for s in self.0.iter_mut() {
+            *s *= part;
+        }
+    }
 }
 
 /// Folds in 16 lanes, then the lanes: an order that is vectorised.
