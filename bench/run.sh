@@ -2,7 +2,7 @@
 # Times our kernels and the rival engines side by side: bench/record/YYYY-MM-DD-kernels.csv, then the figure and the table
 # of docs/performance.md. Wants an idle machine.
 #
-#     bench/run.sh quick                  # a square layer and a small model's: ten minutes or so
+#     bench/run.sh quick                  # LLaMA-2-7B's layers and a small model's: ten minutes or so
 #     bench/run.sh full                   # all layers, patterns and token counts: hours
 #     bench/run.sh full bf16 int8         # only some types of values
 #
@@ -13,7 +13,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 case ${1:-} in
-    quick) what=(--shapes square-4096,4864x896 --tokens 1,16,256 --patterns 64:2:5,64:2:8,64:2:16) ;;
+    quick) what=(--shapes llama-2-7b,4864x896 --tokens 1,16,256 --patterns 64:2:5,64:2:8,64:2:16) ;;
     full) what=() ;;
     *) echo "usage: bench/run.sh quick|full [bf16|f32|int8|int4]..." >&2; exit 2 ;;
 esac
