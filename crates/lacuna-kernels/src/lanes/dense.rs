@@ -1,7 +1,6 @@
 //! Dense weights by the same means: rows in lanes, two columns at a time, each activation broadcast. Strips hold no
 //! positions; `S` strips × `N` tokens of sums stay in registers over all of K, for few tokens and for many.
 
-use bytemuck::Zeroable;
 use half::f16;
 use lacuna_core::{Matrix, Values};
 use rayon::prelude::*;
@@ -10,8 +9,8 @@ use super::aligned::Aligned;
 use super::inputs::{Element, InputTile, MAX_TOKENS};
 use super::isa::Isa;
 use super::layout::{CHUNK, Form, put_pair};
-use super::product::{FloatValues, InBf16, InF32, InInt, IntValues, SUMS, Sums, prefetch};
-use super::{Code, PARALLEL_WORK};
+use super::product::{FloatValues, InBf16, InF32, InInt, IntValues, SUMS, Sums, Work, prefetch};
+use super::{Code, PARALLEL_WORK, write_sums};
 use crate::weight::{Bias, Weight, check_shapes};
 
 /// Columns of a chunk.
@@ -152,18 +151,6 @@ impl<E: Element> Weight for DenseLanes<E> {
     }
 }
 
-/// What a loop runs over.
-pub(super) struct DenseWork<const S: usize> {
-    streams: [*const u8; S],
-    scales: [*const f16; S],
-    chunks: usize,
-    block_chunks: usize,
-    /// `[pairs][N]`
-    x: *const u8,
-    /// `[blocks][N]`
-    x_scales: *const f32,
-}
-
 /// One way to multiply: the arithmetic of [`super::product::Product`] without positions.
 pub(super) trait DenseProduct<I: Isa> {
     /// What activations are rounded to.
@@ -173,14 +160,14 @@ pub(super) trait DenseProduct<I: Isa> {
     ///
     /// # Safety
     /// The CPU must have the instructions of `I`, and `work` must point at strips of this value type.
-    unsafe fn dense_sums<const S: usize, const N: usize>(work: &DenseWork<S>, sums: &mut Sums);
+    unsafe fn dense_sums<const S: usize, const N: usize>(work: &Work<S>, sums: &mut Sums);
 }
 
 impl<I: Isa, V: FloatValues<I>> DenseProduct<I> for InF32<V> {
     type Input = f32;
 
     #[inline(always)]
-    unsafe fn dense_sums<const S: usize, const N: usize>(work: &DenseWork<S>, sums: &mut Sums) {
+    unsafe fn dense_sums<const S: usize, const N: usize>(work: &Work<S>, sums: &mut Sums) {
         // SAFETY: the caller's promise. There are `chunks` chunks of 8 pairs in each stream, and `N` pairs of activations
         // for each.
         unsafe {
@@ -221,7 +208,7 @@ impl<I: Isa> DenseProduct<I> for InBf16 {
     type Input = half::bf16;
 
     #[inline(always)]
-    unsafe fn dense_sums<const S: usize, const N: usize>(work: &DenseWork<S>, sums: &mut Sums) {
+    unsafe fn dense_sums<const S: usize, const N: usize>(work: &Work<S>, sums: &mut Sums) {
         // SAFETY: as in `InF32`.
         unsafe {
             let mut acc = [[I::zero(); N]; S];
@@ -257,7 +244,7 @@ impl<I: Isa, V: IntValues<I>> DenseProduct<I> for InInt<V> {
     type Input = i16;
 
     #[inline(always)]
-    unsafe fn dense_sums<const S: usize, const N: usize>(work: &DenseWork<S>, sums: &mut Sums) {
+    unsafe fn dense_sums<const S: usize, const N: usize>(work: &Work<S>, sums: &mut Sums) {
         // SAFETY: as in `InF32`; there is a vector of scales and `N` scales of activations for each block.
         unsafe {
             let mut total = [[I::zero(); N]; S];
@@ -324,11 +311,11 @@ pub(super) unsafe fn run_dense<I: Isa, P: DenseProduct<I>>(
     );
     let mut strip = 0;
     while strip < tile.strips {
-        let mut sums = [[f32::zeroed(); 16]; SUMS];
+        let mut sums = [[0.0; 16]; SUMS];
         macro_rules! go {
             ($s:literal, $n:literal) => {{
                 let (streams, scales) = layout.strips::<$s>(tile.first + strip);
-                let work = DenseWork {
+                let work = Work {
                     streams,
                     scales,
                     chunks: layout.chunks,
@@ -354,13 +341,8 @@ pub(super) unsafe fn run_dense<I: Isa, P: DenseProduct<I>>(
             (_, 2..) if I::WIDE => go!(2, 8),
             _ => go!(1, 8),
         };
-        for (row, out) in y.chunks_exact_mut(tokens).enumerate().take((strip + done) * I::LANES).skip(strip * I::LANES)
-        {
-            let (s, lane) = (row / I::LANES - strip, row % I::LANES);
-            for (out, sum) in out[input.start..].iter_mut().zip(&sums[s * input.width..(s + 1) * input.width]) {
-                *out = sum[lane];
-            }
-        }
+        let rows = [strip * I::LANES, (strip + done) * I::LANES];
+        write_sums(&sums, [input.start, input.width], y, tokens, rows, I::LANES);
         strip += done;
     }
 }

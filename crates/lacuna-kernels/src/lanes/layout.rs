@@ -14,7 +14,7 @@ use super::aligned::Aligned;
 /// Groups whose positions share a word: 8 nibbles.
 pub(super) const CHUNK: usize = 8;
 
-/// Fewest rows of a tile where blocks are that high or share their columns: enough to gather activations rarely, few
+/// Most rows of a tile: enough to gather activations rarely, few
 /// enough to share the work between threads.
 const TILE_ROWS: usize = 128;
 

@@ -1,9 +1,10 @@
 //! Rows in lanes: a vector holds one kept value of as many rows of a strip; the group of 4 activations that those rows
 //! choose from fills each 128-bit part of another, and one shuffle by the rows' positions lets every row pick its own.
 //!
-//! The same loop serves decode and prefill: `S` strips × `N` tokens of sums stay in registers while it runs over all of
-//! K, so a strip's values and positions are read once for `N` tokens and the activations once for `S` strips. The
-//! instruction sets differ in [`Isa`], a file each; the value types in [`Product`].
+//! That loop is for up to 16 tokens: `S` strips × `N` tokens of sums stay in registers while it runs over all of K, so a
+//! strip's values and positions are read once for `N` tokens and the activations once for `S` strips. More tokens go to
+//! `prefill`, dense weights to `dense`. The instruction sets differ in [`Isa`], a file each; the value types in
+//! [`Product`] and [`Prefill`].
 #![allow(unsafe_code)]
 // `acc[s][t]` over constants is what a register tile looks like; iterators around intrinsics may not be inlined.
 #![allow(clippy::needless_range_loop)]
@@ -269,16 +270,17 @@ unsafe fn run<I: Isa, P: Product<I> + Prefill<I, Input = <P as Product<I>>::Inpu
             (_, 2..) if I::WIDE => go!(2, 8),
             _ => go!(1, 8),
         };
-        write_sums(&sums, input, y, tokens, [strip * I::LANES, (strip + done) * I::LANES], I::LANES);
+        let rows = [strip * I::LANES, (strip + done) * I::LANES];
+        write_sums(&sums, [input.start, input.width], y, tokens, rows, I::LANES);
         strip += done;
     }
 }
 
-/// Puts the sums of the rows `from..to` of a tile in their places; lanes behind the last row are dropped.
+/// Puts the sums of the rows `from..to` of a tile in their places, tokens `start..start + width`; lanes behind the last row are dropped.
 #[inline(always)]
-fn write_sums<E>(
+fn write_sums(
     sums: &Sums,
-    input: &InputTile<E>,
+    [start, width]: [usize; 2],
     y: &mut [f32],
     tokens: usize,
     [from, to]: [usize; 2],
@@ -287,8 +289,8 @@ fn write_sums<E>(
     let rows = y.chunks_exact_mut(tokens).enumerate().take(to).skip(from);
     for (row, out) in rows {
         let (strip, lane) = ((row - from) / lanes, (row - from) % lanes);
-        let sums = &sums[strip * input.width..(strip + 1) * input.width];
-        for (out, sum) in out[input.start..].iter_mut().zip(sums) {
+        let sums = &sums[strip * width..(strip + 1) * width];
+        for (out, sum) in out[start..].iter_mut().zip(sums) {
             *out = sum[lane];
         }
     }

@@ -16,18 +16,18 @@ pub(super) type Sums = [[f32; 16]; SUMS];
 
 /// What the loop runs over.
 pub(super) struct Work<const S: usize> {
-    /// the strips' streams: chunks of positions and values
-    streams: [*const u8; S],
+    /// the strips' streams: chunks of positions, where there are any, and values
+    pub(super) streams: [*const u8; S],
     /// the strips' scales, `[blocks][LANES]`
-    scales: [*const f16; S],
-    /// chunks of 8 groups, all of K
-    chunks: usize,
+    pub(super) scales: [*const f16; S],
+    /// chunks of 8 groups or pairs of columns, all of K
+    pub(super) chunks: usize,
     /// chunks under one scale
-    block_chunks: usize,
-    /// gathered activations, `[groups][N]`
-    x: *const u8,
+    pub(super) block_chunks: usize,
+    /// activations, `[groups][N]` gathered fours, or in dense products pairs
+    pub(super) x: *const u8,
     /// their scales, `[blocks][N]`
-    x_scales: *const f32,
+    pub(super) x_scales: *const f32,
 }
 
 impl<const S: usize> Work<S> {
