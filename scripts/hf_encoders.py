@@ -1,19 +1,20 @@
 #!/usr/bin/env python3
 """The quality of an encoder on a labelled set, by Hugging Face transformers.
 
-An independent reference for lacuna's own evaluation. Prints one JSON object or, for images, one with two figures:
+An independent reference for lacuna's own evaluation. Prints one JSON object with `metric`, `value` and
+`samples`, how many pairs or images there were:
 
   --task embed-sts        `metric` "spearman": the rank correlation (ties share their mean rank) of the similarity of
                           two sentences with the score that people gave them. DATA is STS-B's file: tab-separated, no
                           quoting, the score in field 5 and the sentences in fields 6 and 7. Similarity is the cosine
                           of the means of the last hidden states over all tokens, special ones too; a sentence is cut
                           to --max-tokens tokens, special ones included.
-  --task classify-images  `metric` "top1": the share of images whose class has the largest logit, and `cross_entropy`,
+  --task classify-images  `metric` "top1": the share of images whose class has the largest logit. `cross_entropy` too,
                           the mean negative log-likelihood in nats. DATA is a folder of images, each named by the
                           number of its class, or one with a folder of them for each class, or with --names a list of
                           paths in it, one a line.
 
-`value` is the figure and `samples` the number of pairs or images. The model runs in float32 on the CPU.
+The model runs in float32 on the CPU.
 
 Images are prepared by Pillow as preprocessor_config.json says: do_resize (`size` is a shortest_edge, a number meaning
 the same where do_center_crop is set, or a height and width), do_center_crop, do_rescale and do_normalize, in this
@@ -191,8 +192,11 @@ def positive(text: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model_dir", type=Path, help="folder with config.json, the weights and tokenizer.json or "
-                        "preprocessor_config.json")
+    parser.add_argument(
+        "model_dir",
+        type=Path,
+        help="folder with config.json, the weights and tokenizer.json or preprocessor_config.json",
+    )
     parser.add_argument("data", type=Path, help="sts-*.csv, or a folder of images")
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--names", type=Path, help="only the images listed in this file, one path in DATA a line")

@@ -18,9 +18,11 @@ Images: `pixels` (float32 [B, 3, height, width]), after preprocessing; `hidden` 
 hidden state after the final norm, with the class token first and then the distillation token where there is one;
 `logits` (float32 [B, classes]) where there is a head; `pooled` where there is a pooler.
 
-The case `sentence-bert` is a folder of sentence-transformers: modules.json and 1_Pooling/config.json, and others to put
-in their places (modules.unnormalised.json, 1_Pooling/config.*.json). Its reference.safetensors has `embedding_mean`,
-`embedding_cls`, `embedding_max` and `embedding_mean_sqrt_len` (float32 [B, hidden]) too, before normalisation.
+The case `sentence-bert` is a folder of sentence-transformers: modules.json and 1_Pooling/config.json (mean pooling,
+normalised), and others to put in their places: modules.unnormalised.json and 1_Pooling/config.POOLING.json, where
+`cls+mean` stands for both, one after the other; all of them again as sentence-transformers 6 spells them, in *.v6.json.
+Its reference.safetensors has `embedding_mean`, `embedding_cls`, `embedding_max` and `embedding_mean_sqrt_len` (float32
+[B, hidden]) too, before normalisation.
 
 All is computed in float32 on the CPU with the eager attention. A checkpoint stored in bfloat16 or float16 is rounded
 first, so the outputs belong to the stored weights, widened to float32.
@@ -85,6 +87,7 @@ def decoder_script() -> ModuleType:
     """The decoder's script, ../golden/make.py, as a module of another name."""
     spec = importlib.util.spec_from_file_location("golden_decoders", HERE.parent / "golden" / "make.py")
     assert spec is not None and spec.loader is not None
+    sys.dont_write_bytecode = True  # A __pycache__ in that folder would pass for a case.
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -616,7 +619,7 @@ def moved(outputs: Tensors, others: Tensors, inputs: Tensors) -> torch.Tensor:
     apart = []
     for name, tensor in outputs.items():
         difference = (others[name] - tensor).abs()
-        apart.append((difference[mask_of(inputs).bool()] if name == "hidden" and "tokens" in inputs else difference))
+        apart.append(difference[mask_of(inputs).bool()] if name == "hidden" and "tokens" in inputs else difference)
     return torch.cat([tensor.flatten() for tensor in apart])
 
 
@@ -643,25 +646,37 @@ def minimal(case: Case, config: dict) -> dict:
     return {**kept, "torch_dtype": str(case.dtype).removeprefix("torch."), "transformers_version": "4.8.2"}
 
 
-POOLINGS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")
+POOLINGS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens")  # As the older spelling has them.
+KINDS = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+MODULES = {
+    "Transformer": "sentence_transformers.base.modules.transformer.Transformer",
+    "Pooling": "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
+    "Normalize": "sentence_transformers.base.modules.normalize.Normalize",
+}
 
 
 def write_sentence_files(folder: Path, width: int) -> None:
-    """The files of sentence-transformers, as its releases up to 5 write them."""
-    modules = [
-        {"idx": idx, "name": str(idx), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for idx, (path, kind) in enumerate((("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")))
-    ]
-    write_json(folder / "modules.json", modules)
-    write_json(folder / "modules.unnormalised.json", modules[:2])
+    """The files of sentence-transformers in the older spelling, and as release 6.2.0 writes them (`.v6`)."""
+    for suffix, type_of in (("", "sentence_transformers.models.{}".format), (".v6", MODULES.__getitem__)):
+        modules = [
+            {"idx": idx, "name": str(idx), "path": path, "type": type_of(kind)}
+            for idx, (kind, path) in enumerate(KINDS.items())
+        ]
+        write_json(folder / f"modules{suffix}.json", modules)
+        write_json(folder / f"modules.unnormalised{suffix}.json", modules[:2])
+
     (folder / "1_Pooling").mkdir()
-    for pooling in POOLINGS:
-        config = {"word_embedding_dimension": width, **{f"pooling_mode_{other}": other == pooling for other in POOLINGS}}
-        # Newer releases know of more kinds; the first files had only three, or four, of the keys.
-        if pooling != "mean_tokens":
-            config |= {"pooling_mode_weightedmean_tokens": False, "pooling_mode_lasttoken": False, "include_prompt": True}
-        name = "config.json" if pooling == "mean_tokens" else f"config.{pooling.removesuffix('_tokens')}.json"
-        write_json(folder / "1_Pooling" / name.replace("cls_token", "cls"), config)
+    for chosen in (*((mode,) for mode in POOLINGS), ("cls_token", "mean_tokens")):
+        middle = "" if chosen == ("mean_tokens",) else "." + "+".join(mode.rsplit("_", 1)[0] for mode in chosen)
+        config = {"word_embedding_dimension": width, **{f"pooling_mode_{mode}": mode in chosen for mode in POOLINGS}}
+        if middle:  # The first files had only those keys; later ones have these too.
+            later = ("weightedmean_tokens", "lasttoken")
+            config |= {"include_prompt": True, **{f"pooling_mode_{mode}": False for mode in later}}
+        write_json(folder / "1_Pooling" / f"config{middle}.json", config)
+        modes = [mode if mode == "mean_sqrt_len_tokens" else mode.rsplit("_", 1)[0] for mode in chosen]
+        mode = modes if len(modes) > 1 else modes[0]
+        config = {"embedding_dimension": width, "include_prompt": True, "pooling_mode": mode}
+        write_json(folder / "1_Pooling" / f"config{middle}.v6.json", config)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": max(LENGTHS), "do_lower_case": False})
 
 
