@@ -6,6 +6,7 @@
 mod checkpoint;
 mod error;
 mod header;
+mod images;
 mod mmap;
 mod packed;
 mod sparsity;
@@ -16,6 +17,7 @@ mod tokenizer;
 pub use checkpoint::{Checkpoint, RawTensor, TensorInfo};
 pub use error::{Error, Result};
 pub use header::{Header, read_header};
+pub use images::{ImageProcessor, RgbImage};
 pub use packed::{PackedTensors, pack_tensors, packed_bytes, read_packed};
 pub use safetensors::Dtype as TensorDtype;
 pub use sparsity::{LayerSparsity, METHOD, SPARSITY_KEY, Sparsity, VERSION};
