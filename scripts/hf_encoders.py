@@ -20,7 +20,7 @@ Images are prepared by Pillow as preprocessor_config.json says: do_resize (`size
 the same where do_center_crop is set, or a height and width), do_center_crop, do_rescale and do_normalize, in this
 order. The classes named ViTImageProcessor and ViTImageProcessorFast take no notice of do_center_crop.
 
-Needs the packages pinned in requirements.txt next to this script and, for images, `pip install pillow==13.0.0`.
+Needs the packages pinned in requirements.txt next to this script.
 """
 
 import argparse

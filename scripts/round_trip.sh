@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The main job on a real checkpoint, end to end, ending in Hugging Face transformers:
-# prune -> verify -> eval beside dense -> run -> export -> the same perplexity there.
+# The main job on real checkpoints, end to end, ending in Hugging Face transformers:
+# prune -> verify -> eval beside dense -> run -> export -> the same figure there, for a decoder and both kinds of encoder.
 # Needs ../shared (checkpoints and texts); skips visibly where that is absent, fails under LACUNA_REQUIRE_SHARED=1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-model=../shared/models/stories-3m data=../shared/data/text
+models=../shared/models data=../shared/data text=../shared/data/text
+model=$models/stories-3m
 if [ ! -d "$model" ]; then
     echo "round trip: SKIPPED, $model is not here"
     [ "${LACUNA_REQUIRE_SHARED:-0}" = 0 ]
@@ -23,13 +24,13 @@ if [ ! -f "$hf/ready" ]; then
 fi
 
 "$lacuna" prune "$model" "$work/sparse" --pattern 64:2:8 --criterion ria --selection exact \
-    --calibration "$data/tinystories-calib.txt" --seed 0
+    --calibration "$text/tinystories-calib.txt" --seed 0
 "$lacuna" verify "$work/sparse" --json > "$work/verify.json"
-"$lacuna" eval "$work/sparse" --data "$data/tinystories-eval.jsonl" --baseline "$model" --json | tee "$work/ours.json"
+"$lacuna" eval "$work/sparse" --data "$text/tinystories-eval.jsonl" --baseline "$model" --json | tee "$work/ours.json"
 "$lacuna" run "$work/sparse" "Once upon a time" --max-new-tokens 24
 "$lacuna" export "$work/sparse" "$work/dense" --format dense
 "$lacuna" verify "$work/dense" --pattern 64:2:8 --quiet | tail -n 1
-TQDM_DISABLE=1 "$hf/bin/python" scripts/hf_perplexity.py "$work/dense" "$data/tinystories-eval.jsonl" | tee "$work/theirs.json"
+TQDM_DISABLE=1 "$hf/bin/python" scripts/hf_perplexity.py "$work/dense" "$text/tinystories-eval.jsonl" | tee "$work/theirs.json"
 
 python3 - "$work" <<'EOF'
 import json, sys
@@ -43,3 +44,31 @@ difference = abs(ours["perplexity"] - theirs["perplexity"])
 print(f"perplexity {ours['perplexity']:.4f} here, {theirs['perplexity']:.4f} there: {difference:.4f} apart (limit 0.01)")
 assert difference <= 0.01
 EOF
+
+# Encoders: the same way, each with its own task. Those of images are evaluated on what calibration never sees.
+encoder() {
+    local name=$1 task=$2 set=$3 calibration=$4 input=$5
+    "$lacuna" prune "$models/$name" "$work/$name" --pattern 64:2:5 --criterion ria --calibration "$calibration" --seed 0
+    "$lacuna" verify "$work/$name" --quiet | tail -n 1
+    "$lacuna" eval "$work/$name" --task "$task" --data "$set" --baseline "$models/$name" --json | tee "$work/ours.json"
+    "$lacuna" run "$work/$name" "$input" --json | cut -c -200
+    "$lacuna" export "$work/$name" "$work/$name-dense" --format dense
+    "$lacuna" verify "$work/$name-dense" --pattern 64:2:5 --quiet | tail -n 1
+    # Every fifth image by name is what `prune` calibrates on.
+    find "$set" -name '*.jpg' -printf '%P\n' | sort | awk 'NR % 5 != 1' > "$work/names.txt"
+    TQDM_DISABLE=1 "$hf/bin/python" scripts/hf_encoders.py "$work/$name-dense" "$set" --task "$task" \
+        $([ -s "$work/names.txt" ] && echo --names "$work/names.txt") | tee "$work/theirs.json"
+    python3 - "$work" <<'EOF'
+import json, sys
+load = lambda name: json.load(open(f"{sys.argv[1]}/{name}.json"))
+ours, theirs = load("ours"), load("theirs")
+assert ours["samples"] == theirs["samples"], (ours["samples"], theirs["samples"])
+keys = ["value"] + (["cross_entropy"] if "cross_entropy" in theirs else [])
+for key in keys:
+    difference = abs(ours[key] - theirs[key])
+    print(f"{ours['metric']}, {key}: {ours[key]:.4f} here, {theirs[key]:.4f} there: {difference:.4f} apart (limit 0.005)")
+    assert difference <= 0.005
+EOF
+}
+encoder minilm-l6 embed-sts "$data/stsb/sts-dev.csv" "$data/stsb/sts-train.csv" "A man is playing a guitar."
+encoder vit-tiny classify-images "$data/imagenet-sample" "$data/imagenet-sample" "$data/imagenet-sample/0002.jpg"

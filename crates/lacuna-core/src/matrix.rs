@@ -61,6 +61,13 @@ impl Matrix {
         self.data
     }
 
+    /// Rows and columns exchanged, a copy.
+    #[must_use]
+    pub fn transposed(&self) -> Self {
+        let column = |c: usize| (0..self.rows).map(move |r| self.data[r * self.cols + c]);
+        Self { rows: self.cols, cols: self.rows, data: (0..self.cols).flat_map(column).collect() }
+    }
+
     /// All values, row-major, to write.
     pub fn data_mut(&mut self) -> &mut [f32] {
         &mut self.data

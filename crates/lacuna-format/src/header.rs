@@ -60,7 +60,7 @@ pub(crate) fn read_file_header(path: &Path) -> Result<Header> {
 }
 
 /// Reads a JSON file.
-pub(crate) fn read_json(path: &Path) -> Result<Value> {
+pub fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
     serde_json::from_str(&text).map_err(|e| Error::file(path, format!("invalid JSON: {e}")))
 }

@@ -16,7 +16,7 @@ mod tokenizer;
 
 pub use checkpoint::{Checkpoint, RawTensor, TensorInfo};
 pub use error::{Error, Result};
-pub use header::{Header, read_header};
+pub use header::{Header, read_header, read_json};
 pub use images::{ImageProcessor, RgbImage};
 pub use packed::{PackedTensors, pack_tensors, packed_bytes, read_packed};
 pub use safetensors::Dtype as TensorDtype;

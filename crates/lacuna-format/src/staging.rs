@@ -100,11 +100,15 @@ impl Staging {
         write_whole(&self.dir.join(name), bytes)
     }
 
-    /// Copies a file, if it is there.
-    pub fn copy_file(&self, source: &Path) -> Result<()> {
-        let (Some(name), true) = (source.file_name(), source.is_file()) else { return Ok(()) };
-        let path = self.dir.join(name);
-        fs::copy(source, &path).map_err(Error::io(&path))?;
+    /// Copies the file `name` of the directory `source`, if it is there; `name` may lie in a folder of its own.
+    pub fn copy_file(&self, source: &Path, name: &str) -> Result<()> {
+        let (from, to) = (source.join(name), self.dir.join(name));
+        if !from.is_file() {
+            return Ok(());
+        }
+        let folder = to.parent().unwrap_or(&self.dir);
+        fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        fs::copy(&from, &to).map_err(Error::io(&to))?;
         Ok(())
     }
 

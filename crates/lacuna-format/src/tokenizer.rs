@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use tokenizers::{PostProcessor, TruncationDirection};
+
 use crate::header::read_json;
 use crate::{Error, Result};
 
@@ -64,6 +66,16 @@ impl Tokenizer {
         let encoding = self.inner.encode_fast(text, false);
         let encoding = encoding.map_err(|e| Error::file(Path::new("tokenizer.json"), format!("cannot encode: {e}")))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Tokens of a text with the special ones that the tokenizer's template puts around it, at most `max` in all: what is
+    /// cut is the text's end.
+    pub fn encode_with_specials(&self, text: &str, max: usize) -> Result<Vec<u32>> {
+        let fail = |e| Error::file(Path::new("tokenizer.json"), format!("cannot encode: {e}"));
+        let specials = self.inner.get_post_processor().map_or(0, |template| template.added_tokens(false));
+        let mut encoding = self.inner.encode_fast(text, false).map_err(fail)?;
+        encoding.truncate(max.saturating_sub(specials), 0, TruncationDirection::Right);
+        Ok(self.inner.post_process(encoding, None, true).map_err(fail)?.get_ids().to_vec())
     }
 
     /// Text of tokens, special ones left out.

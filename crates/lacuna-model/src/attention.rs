@@ -1,14 +1,17 @@
-//! Causal grouped-query attention with a cache of keys and values, optionally within a sliding window.
+//! Grouped-query attention: over whole sequences or with a cache of keys and values, causal within an optional sliding
+//! window or over all positions.
 //!
 //! `q` is `[heads · D, T]`, `k` and `v` are `[kv_heads · D, T]`; the tokens of the batch's sequences lie side by side.
 //! The cache keeps each head's keys and values position by position, `[positions, D]`.
+
+use std::ops::Range;
 
 use lacuna_core::Matrix;
 use lacuna_kernels::dense::{View, matmul};
 use rayon::prelude::*;
 
-use crate::DecoderConfig;
 use crate::buffers::take;
+use crate::config::{BlockConfig, View as Sight};
 use crate::ops::softmax;
 
 /// Products below which handing heads to other threads costs more than it saves.
@@ -27,87 +30,135 @@ pub struct LayerCache {
 
 impl LayerCache {
     /// Nothing seen yet.
-    pub fn new(config: &DecoderConfig) -> Self {
+    pub fn new(config: &BlockConfig) -> Self {
         Self { keys: vec![vec![]; config.kv_heads], values: vec![vec![]; config.kv_heads] }
     }
 
-    /// Adds columns `start..start + len` of `k` and `v`.
-    fn append(&mut self, k: &Matrix, v: &Matrix, start: usize, len: usize) {
-        let dim = k.rows() / self.keys.len();
+    /// Adds the columns `added` of `k` and `v`, `[kv_heads · D, T]`.
+    fn append(&mut self, [k, v]: [&[f32]; 2], tokens: usize, added: Range<usize>) {
         for (source, heads) in [(k, &mut self.keys), (v, &mut self.values)] {
-            for (head, store) in heads.iter_mut().enumerate() {
-                for token in start..start + len {
-                    store.extend((head * dim..(head + 1) * dim).map(|feature| source.row(feature)[token]));
+            let dim = source.len() / tokens / heads.len();
+            for (head, store) in source.chunks_exact(dim * tokens).zip(heads) {
+                for token in added.clone() {
+                    store.extend(head.chunks_exact(tokens).map(|feature| feature[token]));
                 }
             }
         }
     }
 }
 
-/// The tokens of one sequence in a batch: how many, and what came before them.
-pub(crate) struct Span<'a> {
-    pub(crate) len: usize,
-    pub(crate) cache: &'a mut LayerCache,
+/// The tokens of one sequence in a batch, one head.
+struct Head<'a> {
+    /// `[new tokens, D]`
+    queries: View<'a>,
+    /// keys and values of all tokens so far, `[positions, D]`
+    keys: View<'a>,
+    values: View<'a>,
 }
 
-/// Adds the new keys and values to the caches, then lets every new token look at what it may see: positions
-/// `p − window < j ≤ p`.
-pub(crate) fn attend(
-    config: &DecoderConfig,
-    window: Option<usize>,
-    q: &Matrix,
-    k: &Matrix,
-    v: &Matrix,
-    spans: &mut [Span],
-) -> Matrix {
-    let mut starts = Vec::with_capacity(spans.len());
-    let mut start = 0;
-    for span in spans.iter_mut() {
-        span.cache.append(k, v, start, span.len);
-        starts.push(start);
-        start += span.len;
-    }
-    let (dim, tokens) = (config.head_dim, q.cols());
-    let per_kv_head = config.heads / config.kv_heads;
-    let spans: &[Span] = spans;
-    let mut out = take(q.rows(), tokens);
-    let run_head = |(head, out): (usize, &mut [f32])| {
-        let q = &q.data()[head * dim * tokens..(head + 1) * dim * tokens];
-        let mut scores = vec![];
-        for (span, &start) in spans.iter().zip(&starts) {
-            let (keys, values) = (&span.cache.keys[head / per_kv_head], &span.cache.values[head / per_kv_head]);
-            let positions = keys.len() / dim;
-            let scale = (dim as f32).sqrt().recip();
-            // A few queries at a time: none of them sees what comes after the last one, and their scores stay in the cache.
-            for first in (0..span.len).step_by(QUERIES) {
-                let count = QUERIES.min(span.len - first);
-                let past = positions - span.len + first;
-                let begin = window.map_or(0, |window| (past + 1).saturating_sub(window));
-                let seen = begin..past + count;
-                let queries = View::new(&q[start + first..], [count, dim], [1, tokens]);
-                let keys = View::new(&keys[begin * dim..], [seen.len(), dim], [dim, 1]);
-                let values = View::new(&values[begin * dim..], [seen.len(), dim], [dim, 1]);
-                // scores[query, position] = q·k / √D
-                scores.resize(count * seen.len(), 0.0);
-                matmul(&mut scores, [seen.len(), 1], 0.0, scale, queries, keys.transposed(), false);
-                for (query, row) in scores.chunks_exact_mut(seen.len()).enumerate() {
+impl Head<'_> {
+    /// `out[D][new tokens]`; a causal token at position `p` sees `p − window < j ≤ p`, others see all.
+    fn attend(&self, causal: bool, window: Option<usize>, out: &mut [&mut [f32]]) {
+        let ([new, dim], [positions, _]) = (self.queries.shape(), self.keys.shape());
+        let scale = (dim as f32).sqrt().recip();
+        let (mut scores, mut mixed) = (vec![], vec![]);
+        // A few queries at a time: causal ones see nothing behind the last one, and their scores stay in the cache.
+        for first in (0..new).step_by(QUERIES) {
+            let count = QUERIES.min(new - first);
+            let past = positions - new + first;
+            let seen = if causal {
+                window.map_or(0, |window| (past + 1).saturating_sub(window))..past + count
+            } else {
+                0..positions
+            };
+            let (keys, values) = (self.keys.rows(seen.clone()), self.values.rows(seen.clone()));
+            // scores[query, position] = q·k / √D
+            scores.resize(count * seen.len(), 0.0);
+            let queries = self.queries.rows(first..first + count);
+            matmul(&mut scores, [seen.len(), 1], 0.0, scale, queries, keys.transposed(), false);
+            for (query, row) in scores.chunks_exact_mut(seen.len()).enumerate() {
+                if causal {
                     let end = past + query + 1;
-                    let from = window.map_or(0, |window| end.saturating_sub(window)) - begin;
-                    softmax(&mut row[from..end - begin]);
+                    let from = window.map_or(0, |window| end.saturating_sub(window)) - seen.start;
+                    softmax(&mut row[from..end - seen.start]);
                     row[..from].fill(0.0);
-                    row[end - begin..].fill(0.0);
+                    row[end - seen.start..].fill(0.0);
+                } else {
+                    softmax(row);
                 }
-                let scores = View::new(&scores, [count, seen.len()], [seen.len(), 1]);
-                let (out, values) = (&mut out[start + first..], values.transposed());
-                matmul(out, [tokens, 1], 0.0, 1.0, values, scores.transposed(), false);
+            }
+            let scores = View::new(&scores, [count, seen.len()], [seen.len(), 1]);
+            mixed.resize(dim * count, 0.0);
+            matmul(&mut mixed, [count, 1], 0.0, 1.0, values.transposed(), scores.transposed(), false);
+            for (out, mixed) in out.iter_mut().zip(mixed.chunks_exact(count)) {
+                out[first..first + count].copy_from_slice(mixed);
             }
         }
+    }
+}
+
+/// Lets every new token look at what it may see, `out[heads · D, T]`. With `caches`, one a sequence, that includes what
+/// is in them, and the new keys and values are added to them first.
+pub(crate) fn attend(
+    config: &BlockConfig,
+    window: Option<usize>,
+    [q, k, v]: [&[f32]; 3],
+    lengths: &[usize],
+    mut caches: Option<&mut [&mut LayerCache]>,
+) -> Matrix {
+    let tokens: usize = lengths.iter().sum();
+    let mut out = take(config.heads * config.head_dim, tokens);
+    if tokens == 0 {
+        return out;
+    }
+    let starts: Vec<usize> = lengths.iter().scan(0, |next, len| Some(std::mem::replace(next, *next + len))).collect();
+    for (cache, (&start, len)) in caches.iter_mut().flat_map(|c| c.iter_mut()).zip(starts.iter().zip(lengths)) {
+        cache.append([k, v], tokens, start..start + len);
+    }
+    let caches = caches.as_deref();
+    let (dim, group) = (config.head_dim, config.heads / config.kv_heads);
+    let head_of = |sequence: usize, head: usize| {
+        // Feature-major, so one token's features are a whole row of tokens apart.
+        let place = |head: usize| head * dim * tokens + starts[sequence];
+        let (shape, strides) = ([lengths[sequence], dim], [1, tokens]);
+        let (keys, values) = match caches {
+            None => (
+                View::new(&k[place(head / group)..], shape, strides),
+                View::new(&v[place(head / group)..], shape, strides),
+            ),
+            Some(caches) => {
+                let [keys, values] = [&caches[sequence].keys, &caches[sequence].values].map(|heads| {
+                    let data = &heads[head / group];
+                    View::new(data, [data.len() / dim, dim], [dim, 1])
+                });
+                (keys, values)
+            }
+        };
+        Head { queries: View::new(&q[place(head)..], shape, strides), keys, values }
     };
-    let seen: usize = spans.iter().map(|span| span.len * span.cache.keys[0].len()).sum();
-    if seen * config.heads < PARALLEL_WORK {
-        out.data_mut().chunks_mut(dim * tokens).enumerate().for_each(run_head);
+    // One job a head and sequence: its features, a piece of each of the head's rows.
+    let mut jobs: Vec<(usize, usize, Vec<&mut [f32]>)> = vec![];
+    for (head, rows) in out.data_mut().chunks_exact_mut(dim * tokens).enumerate() {
+        let first = jobs.len();
+        jobs.extend((0..lengths.len()).map(|sequence| (head, sequence, Vec::with_capacity(dim))));
+        for mut row in rows.chunks_exact_mut(tokens) {
+            for (job, &len) in jobs[first..].iter_mut().zip(lengths) {
+                let (piece, rest) = row.split_at_mut(len);
+                job.2.push(piece);
+                row = rest;
+            }
+        }
+    }
+    let causal = matches!(config.view, Sight::Past { .. });
+    let run = |(head, sequence, mut out): (usize, usize, Vec<&mut [f32]>)| {
+        head_of(sequence, head).attend(causal, window, &mut out);
+    };
+    let seen = |sequence: usize| caches.map_or(lengths[sequence], |caches| caches[sequence].keys[0].len() / dim);
+    let work: usize = (0..lengths.len()).map(|sequence| lengths[sequence] * seen(sequence)).sum();
+    if work * config.heads < PARALLEL_WORK {
+        jobs.into_iter().for_each(run);
     } else {
-        out.data_mut().par_chunks_mut(dim * tokens).enumerate().for_each(run_head);
+        jobs.into_par_iter().for_each(run);
     }
     out
 }

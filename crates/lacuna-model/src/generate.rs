@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{Cache, Model, Sampler, Sampling};
+use crate::{Cache, Decoder, Sampler, Sampling};
 
 /// What a generation took.
 #[derive(Debug, Clone, Default)]
@@ -21,7 +21,7 @@ pub struct Generation {
 /// # Panics
 /// If a prompt is empty or a token is not in the vocabulary.
 pub fn generate(
-    model: &Model,
+    model: &Decoder,
     prompts: &[Vec<u32>],
     max_new: usize,
     sampling: Sampling,

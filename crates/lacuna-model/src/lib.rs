@@ -2,25 +2,42 @@
 //!
 //! Activations are feature-major, `[features, T]`: the tokens of a whole batch side by side, one column each. That is
 //! what the sparse kernels gather from, so nothing is ever transposed. Each operation here is checked against the
-//! logits of Hugging Face transformers (`tests/golden`).
+//! outputs of Hugging Face transformers (`tests/golden`).
 
 #![forbid(unsafe_code)]
 
 mod attention;
+mod batch;
+mod block;
 mod buffers;
 mod config;
 mod decoder;
 pub mod family;
 mod generate;
 mod linear;
+mod norm;
 mod ops;
+mod pooling;
 mod rope;
 mod sampler;
+mod stem;
+mod text;
+mod vision;
 
 pub use attention::LayerCache;
-pub use config::{DecoderConfig, LinearSpec};
-pub use decoder::{Block, Cache, Model, Observer, Positions, embed, final_norm};
+pub use batch::runs;
+pub use block::{Block, Observer, Positions};
+pub use config::{
+    Activation, BlockConfig, BlockNames, Config, DecoderConfig, LinearSpec, NormKind, NormPlace, Qkv, TextConfig, View,
+    VisionConfig, VisionNames,
+};
+pub use decoder::{Cache, Decoder};
 pub use generate::{Generation, generate};
 pub use lacuna_kernels::Activations;
 pub use linear::{Execution, Linear, PackedAs};
+pub use pooling::{Pooling, PoolingKind};
+pub use rope::RopeConfig;
 pub use sampler::{Sampler, Sampling};
+pub use stem::Sample;
+pub use text::TextEncoder;
+pub use vision::VisionEncoder;

@@ -1,7 +1,6 @@
 //! Rotary position embedding (Su et al., arXiv 2104.09864) in the half-split order of Hugging Face checkpoints: feature
 //! `i` of a head turns with feature `i + D/2`. Scaling: none, linear, and LLaMA 3's by wavelength.
 
-use lacuna_core::Matrix;
 use serde_json::Value;
 
 /// How positions become angles.
@@ -85,35 +84,29 @@ impl RopeConfig {
             let values = frequencies.iter().flat_map(|&freq| positions.iter().map(move |&p| f(p as f32 * freq)));
             values.collect()
         };
-        Angles { tokens: positions.len(), cos: angle(f32::cos), sin: angle(f32::sin) }
+        Angles { cos: angle(f32::cos), sin: angle(f32::sin) }
     }
 }
 
 /// Cosines and sines, `[D/2, T]`.
 #[derive(Debug, Clone)]
 pub(crate) struct Angles {
-    tokens: usize,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
 
 impl Angles {
     /// Turns every head of `x[heads · D, T]` in place.
-    pub(crate) fn rotate(&self, x: &mut Matrix) {
+    pub(crate) fn rotate(&self, x: &mut [f32]) {
         let half = self.cos.len();
         if half == 0 {
             return;
         }
-        for head in x.data_mut().chunks_exact_mut(2 * half) {
+        for head in x.chunks_exact_mut(2 * half) {
             let (low, high) = head.split_at_mut(half);
             for (((a, b), cos), sin) in low.iter_mut().zip(high).zip(&self.cos).zip(&self.sin) {
                 (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
             }
         }
-    }
-
-    /// Tokens of the batch.
-    pub(crate) fn tokens(&self) -> usize {
-        self.tokens
     }
 }

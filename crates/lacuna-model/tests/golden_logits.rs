@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lacuna_format::Checkpoint;
-use lacuna_model::{Cache, Execution, Model, family};
+use lacuna_model::{Cache, Decoder, Execution, family};
 use safetensors::SafeTensors;
 
 struct Reference {
@@ -49,8 +49,8 @@ fn check(dir: &Path, got: &lacuna_core::Matrix, want: &Reference, what: &str) {
 fn compare(dir: &Path) {
     let want = reference(dir);
     let checkpoint = Checkpoint::open(dir).unwrap();
-    let config = family::config(&checkpoint).unwrap();
-    let model = Model::load(&checkpoint, &config, Execution::EXACT).unwrap();
+    let config = family::decoder(&checkpoint).unwrap();
+    let model = Decoder::load(&checkpoint, &config, Execution::EXACT).unwrap();
     let all: Vec<usize> = (0..want.tokens.iter().map(Vec::len).sum()).collect();
 
     // The whole batch at once …

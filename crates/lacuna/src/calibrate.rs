@@ -1,17 +1,19 @@
-//! Calibration: samples of tokens streamed through the model one block at a time.
+//! Calibration: samples of text or images streamed through the model one block at a time.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use lacuna_core::Matrix;
-use lacuna_format::{Checkpoint, Tokenizer};
-use lacuna_model::{Block, DecoderConfig, LayerCache, Observer, Positions, embed};
+use lacuna_format::{Checkpoint, ImageProcessor, Tokenizer};
+use lacuna_model::{Block, BlockConfig, Config, DecoderConfig, Observer, Positions, Sample};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
 use crate::UsageError;
-use crate::text::read_documents;
+use crate::images::{self, Split};
+use crate::text::{read_documents, read_sentences};
 
 /// Tokens that run through a block together.
 const BATCH_TOKENS: usize = 2048;
@@ -19,8 +21,8 @@ const BATCH_TOKENS: usize = 2048;
 /// Where calibration samples come from.
 #[derive(Debug, Clone)]
 pub struct Calibration {
-    /// `.txt` or `.jsonl`
-    pub file: PathBuf,
+    /// a text for models of text, a folder for models of images
+    pub data: PathBuf,
     /// how many samples at most
     pub samples: usize,
     /// tokens of a sample; `None` for the model's context, at most 2048
@@ -30,68 +32,88 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Tokens of a sample for this model.
-    pub fn sample_length(&self, config: &DecoderConfig) -> usize {
-        self.length.unwrap_or(config.max_positions.min(2048))
+    /// Draws the samples of a model, without replacement; data that give fewer than asked for give all they have.
+    pub fn draw(&self, model: &Path, config: &Config) -> Result<Vec<Sample>> {
+        match config {
+            Config::Decoder(decoder) => {
+                let tokenizer = Tokenizer::open(model, decoder.vocab_size, decoder.bos_token_id)?;
+                let pieces = self.pieces(&tokenizer, decoder)?;
+                Ok(self.shuffled(pieces).into_iter().map(Sample::Tokens).collect())
+            }
+            Config::Text(text) => {
+                let tokenizer = Tokenizer::open(model, text.vocab_size, None)?;
+                let length = checked_length(self.length.unwrap_or(text.max_tokens), text.max_tokens)?;
+                let sentences = self.shuffled(read_sentences(&self.data)?);
+                sentences.iter().map(|s| Ok(Sample::Tokens(tokenizer.encode_with_specials(s, length)?))).collect()
+            }
+            Config::Vision(_) => {
+                let processor = ImageProcessor::open(model)?;
+                let files = self.shuffled(images::files(&self.data, Split::Calibration)?);
+                files.par_iter().map(|file| Ok(Sample::Pixels(processor.pixels(file)?))).collect()
+            }
+        }
     }
 
-    /// Draws the samples: all documents one after the other, cut into pieces of equal length, some pieces drawn without
-    /// replacement. A text that gives fewer pieces than asked for gives all it has; one shorter than a piece gives
-    /// itself.
-    pub fn draw(&self, tokenizer: &Tokenizer, config: &DecoderConfig) -> Result<Vec<Vec<u32>>> {
-        let length = self.sample_length(config);
-        if length < 2 || length > config.max_positions {
-            let max = config.max_positions;
-            let problem = format!("--calibration-length is {length}; this model takes samples of 2 to {max} tokens");
-            return Err(UsageError(problem).into());
-        }
+    /// What of the data is used, where that is not all.
+    pub fn split(config: &Config) -> Option<Split> {
+        matches!(config, Config::Vision(_)).then_some(Split::Calibration)
+    }
+
+    /// All documents one after the other, cut into pieces of equal length; a text shorter than a piece gives itself.
+    fn pieces(&self, tokenizer: &Tokenizer, config: &DecoderConfig) -> Result<Vec<Vec<u32>>> {
+        let max = config.max_positions;
+        let length = checked_length(self.length.unwrap_or(max.min(2048)), max)?;
         let mut tokens = vec![];
-        for document in read_documents(&self.file)? {
+        for document in read_documents(&self.data)? {
             tokens.extend(tokenizer.encode(&document)?);
         }
-        let mut pieces: Vec<&[u32]> = tokens.chunks_exact(length).collect();
-        if pieces.is_empty() {
-            pieces.push(&tokens);
-        }
-        pieces.shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed));
-        pieces.truncate(self.samples.max(1));
-        Ok(pieces.into_iter().map(<[u32]>::to_vec).collect())
+        let pieces: Vec<Vec<u32>> = tokens.chunks_exact(length).map(<[u32]>::to_vec).collect();
+        Ok(if pieces.is_empty() { vec![tokens] } else { pieces })
     }
+
+    /// As many as asked for, in the seed's order.
+    fn shuffled<T>(&self, mut all: Vec<T>) -> Vec<T> {
+        all.shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed));
+        all.truncate(self.samples.max(1));
+        all
+    }
+}
+
+fn checked_length(length: usize, max: usize) -> Result<usize, UsageError> {
+    if (2..=max).contains(&length) {
+        return Ok(length);
+    }
+    Err(UsageError(format!("--calibration-length is {length}; this model takes samples of 2 to {max} tokens")))
 }
 
 /// The residual stream of all samples, as it stands between two blocks.
 pub struct Stream {
-    config: DecoderConfig,
+    blocks: BlockConfig,
     /// `[H, T]` and the length of each sample in it
     batches: Vec<(Matrix, Vec<usize>)>,
 }
 
 impl Stream {
-    /// Embeds the samples.
-    pub fn new(checkpoint: &Checkpoint, config: &DecoderConfig, samples: &[Vec<u32>]) -> Result<Self> {
-        let per_batch = (BATCH_TOKENS / samples.iter().map(Vec::len).max().unwrap_or(1)).max(1);
-        let batch = |samples: &[Vec<u32>]| {
-            let lengths = samples.iter().map(Vec::len).collect();
-            Ok((embed(checkpoint, config, &samples.concat())?, lengths))
-        };
-        let batches = samples.chunks(per_batch).map(batch).collect::<Result<_>>()?;
-        Ok(Self { config: config.clone(), batches })
+    /// What the first block sees of the samples.
+    pub fn new(checkpoint: &Checkpoint, config: &Config, samples: &[Sample]) -> Result<Self> {
+        let per_batch =
+            (BATCH_TOKENS / samples.iter().map(|sample| config.tokens_of(sample)).max().unwrap_or(1)).max(1);
+        let batches = samples.chunks(per_batch).map(|batch| config.embed(checkpoint, batch));
+        Ok(Self { blocks: config.blocks().clone(), batches: batches.collect::<lacuna_format::Result<_>>()? })
     }
 
     /// Shows the inputs of a block's linear layers to `observe`; the stream stays where it is.
     pub fn observe(&self, block: &Block, observe: &mut Observer) {
         for (hidden, lengths) in &self.batches {
-            self.run(block, &mut hidden.clone(), lengths, observe);
+            block.forward(&mut hidden.clone(), &Positions::whole(&self.blocks, lengths), None, observe);
         }
     }
 
     /// Moves the stream to behind a block.
     pub fn advance(&mut self, block: &Block) {
-        let mut batches = std::mem::take(&mut self.batches);
-        for (hidden, lengths) in &mut batches {
-            self.run(block, hidden, lengths, &mut |_, _| {});
+        for (hidden, lengths) in &mut self.batches {
+            block.forward(hidden, &Positions::whole(&self.blocks, lengths), None, &mut |_, _| {});
         }
-        self.batches = batches;
     }
 
     /// The stream itself, `[H, T]` a batch.
@@ -99,10 +121,8 @@ impl Stream {
         self.batches.iter().map(|(hidden, _)| hidden)
     }
 
-    fn run(&self, block: &Block, hidden: &mut Matrix, lengths: &[usize], observe: &mut Observer) {
-        let sequences: Vec<(usize, usize)> = lengths.iter().map(|&len| (0, len)).collect();
-        let mut caches = vec![LayerCache::new(&self.config); lengths.len()];
-        let mut caches: Vec<&mut LayerCache> = caches.iter_mut().collect();
-        block.forward(hidden, &Positions::new(&self.config, &sequences), &mut caches, observe);
+    /// Tokens of all samples.
+    pub fn tokens(&self) -> usize {
+        self.batches.iter().flat_map(|(_, lengths)| lengths).sum()
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use lacuna_format::{Checkpoint, Tokenizer};
-use lacuna_model::{Execution, Model, Sampling, family, generate};
+use lacuna_model::{Decoder, Execution, Sampling, family, generate};
 use lacuna_prune::score::Ria;
 use lacuna_prune::{Criterion, Selection};
 use serde::Serialize;
@@ -80,7 +80,7 @@ pub fn demo(seed: u64, progress: &ProgressBar) -> Result<Shown> {
             values: None,
             layers: Selector::default(),
             calibration: Some(Calibration {
-                file: dir.path().join("calibration.txt"),
+                data: dir.path().join("calibration.txt"),
                 samples: 128,
                 length: None,
                 seed,
@@ -102,9 +102,9 @@ pub fn demo(seed: u64, progress: &ProgressBar) -> Result<Shown> {
 /// Adds the figures and a sample of one checkpoint.
 fn measure(shown: &mut Shown, variant: &str, dir: &Path, held_out: &Path, linear_bytes: u64, seed: u64) -> Result<()> {
     let checkpoint = Checkpoint::open(dir)?;
-    let config = family::config(&checkpoint)?;
+    let config = family::decoder(&checkpoint)?;
     let tokenizer = Tokenizer::open(dir, config.vocab_size, config.bos_token_id)?;
-    let model = Model::load(&checkpoint, &config, Execution::EXACT)?;
+    let model = Decoder::load(&checkpoint, &config, Execution::EXACT)?;
     let protocol = Protocol::Document { context: config.max_positions };
     let found = score(&model, &sequences(held_out, &tokenizer, protocol, &config)?, &ProgressBar::hidden())?;
     let settings = Settings { prompt: 128, decode: 32, batch: 1, activations: None, rounds: 5 };
@@ -113,7 +113,7 @@ fn measure(shown: &mut Shown, variant: &str, dir: &Path, held_out: &Path, linear
     let rate = |phase: &str| rates.iter().rev().find(|r| r.phase == phase).map_or(0.0, |r| r.tokens_per_second);
     shown.rows.push(Row {
         variant: variant.to_owned(),
-        perplexity: found.perplexity,
+        perplexity: found.value,
         bytes: checkpoint.weight_bytes(),
         linear_bytes,
         prefill_tokens_per_second: rate("prefill"),

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use indicatif::ProgressBar;
 use lacuna_core::{Packed, ValueType};
 use lacuna_format::{Checkpoint, OutTensor, SPARSITY_KEY, Staging};
+use lacuna_model::family;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -21,9 +22,6 @@ pub struct Exported {
     pub bytes: u64,
 }
 
-/// Never pruned and in every checkpoint that runs, so its type is still that of the original.
-const UNPRUNED: &str = "model.embed_tokens.weight";
-
 /// Writes `output` as a dense checkpoint: removed weights are +0, kept ones have the type they were stored in, or where
 /// that was an integer the type of the embedding, rounded to nearest.
 pub fn export_dense(source: &Path, output: &Path, force: bool, progress: &ProgressBar) -> Result<Exported> {
@@ -31,6 +29,8 @@ pub fn export_dense(source: &Path, output: &Path, force: bool, progress: &Progre
     let Some(sparsity) = checkpoint.sparsity() else {
         bail!("{}: not a pruned checkpoint; it is dense already", source.display());
     };
+    // Never pruned and in every checkpoint that runs, so its type is still that of the original.
+    let embedding = family::config(&checkpoint)?.embedding();
     // A layer goes where its values are: without them it would be left out silently.
     for layer in sparsity.layers.keys() {
         checkpoint.info(&format!("{layer}.values"))?;
@@ -55,7 +55,7 @@ pub fn export_dense(source: &Path, output: &Path, force: bool, progress: &Progre
     for (path, tensors) in &shards {
         let shard = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if staging.finished(&shard).is_none() {
-            write_shard(&checkpoint, &mut staging, &shard, tensors)?;
+            write_shard(&checkpoint, &embedding, &mut staging, &shard, tensors)?;
         }
         names.push(shard);
         progress.inc(1);
@@ -72,13 +72,19 @@ pub fn export_dense(source: &Path, output: &Path, force: bool, progress: &Progre
     Ok(Exported { output: output.to_owned(), bytes })
 }
 
-fn write_shard(checkpoint: &Checkpoint, staging: &mut Staging, shard: &str, names: &BTreeSet<String>) -> Result<()> {
+fn write_shard(
+    checkpoint: &Checkpoint,
+    embedding: &str,
+    staging: &mut Staging,
+    shard: &str,
+    names: &BTreeSet<String>,
+) -> Result<()> {
     let mut raw = vec![];
     let mut tensors = vec![];
     for name in names {
         match name.strip_suffix(".weight").map(|layer| checkpoint.packed(layer)).transpose()?.flatten() {
             Some(packed) => {
-                tensors.push((name.clone(), dense(checkpoint, name, &packed)?));
+                tensors.push((name.clone(), dense(checkpoint, embedding, name, &packed)?));
             }
             None => raw.push((name.clone(), checkpoint.raw(name)?)),
         }
@@ -89,17 +95,17 @@ fn write_shard(checkpoint: &Checkpoint, staging: &mut Staging, shard: &str, name
     Ok(staging.write_shard(shard, &tensors, Value::Null)?)
 }
 
-fn dense(checkpoint: &Checkpoint, name: &str, packed: &Packed) -> Result<OutTensor<'static>> {
+fn dense(checkpoint: &Checkpoint, embedding: &str, name: &str, packed: &Packed) -> Result<OutTensor<'static>> {
     let weight = packed.unpack();
     let dtype = match packed.values().value_type() {
         ValueType::Float(dtype) => dtype,
-        ValueType::Int(..) => checkpoint.dtype(UNPRUNED)?,
+        ValueType::Int(..) => checkpoint.dtype(embedding)?,
     };
     // A rounded scale can carry the largest weights of f16 past its end.
     if let Some(i) = weight.data().iter().position(|&w| !dtype.holds(w)) {
         let (row, value, dtype) = (i / weight.cols(), weight.data()[i], dtype.name());
         let ways = "prune again with --values f16, bf16 or f32 and export that";
-        bail!("tensor {name}: row {row} holds {value}, which does not fit {dtype}, the type of {UNPRUNED}; {ways}");
+        bail!("tensor {name}: row {row} holds {value}, which does not fit {dtype}, the type of {embedding}; {ways}");
     }
     Ok(OutTensor::matrix(&weight, dtype))
 }

@@ -45,7 +45,7 @@ pub struct Histogram {
 /// What is in a checkpoint.
 #[derive(Debug, Clone, Serialize)]
 pub struct Inspection {
-    /// `model_type` of config.json
+    /// `model_type` of config.json, or timm's `architecture`
     pub model_type: String,
     /// bytes of all weights
     pub bytes: u64,
@@ -111,7 +111,11 @@ pub fn inspect(model: &Path, progress: &ProgressBar) -> Result<Inspection> {
     });
     let other_parameters: u64 = others.map(|(_, info)| info.shape.iter().product::<usize>() as u64).sum();
     Ok(Inspection {
-        model_type: checkpoint.config()["model_type"].as_str().unwrap_or_default().to_owned(),
+        model_type: ["model_type", "architecture"]
+            .iter()
+            .find_map(|&key| checkpoint.config()[key].as_str())
+            .unwrap_or_default()
+            .to_owned(),
         bytes: checkpoint.weight_bytes(),
         parameters: linear_parameters + other_parameters,
         linear_parameters,

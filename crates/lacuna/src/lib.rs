@@ -10,6 +10,7 @@ pub mod calibrate;
 pub mod demo;
 pub mod eval;
 pub mod export;
+pub mod images;
 pub mod inspect;
 pub mod kernel_bench;
 pub mod kernels;

@@ -2,7 +2,7 @@
 
 use globset::{GlobBuilder, GlobMatcher};
 use lacuna_format::{Checkpoint, Result};
-use lacuna_model::{DecoderConfig, LinearSpec};
+use lacuna_model::{Config, LinearSpec};
 use regex::Regex;
 
 use crate::UsageError;
@@ -53,7 +53,7 @@ impl Selector {
         Ok(Self { include: parse(include)?, exclude: parse(exclude)? })
     }
 
-    /// The layers meant: all but the head, or those included; without those excluded. Refuses a pattern that matches no
+    /// The layers meant: all but heads, or those included; without those excluded. Refuses a pattern that matches no
     /// layer at all, since it is likely a slip.
     pub fn select(&self, layers: Vec<LinearSpec>) -> std::result::Result<Vec<LinearSpec>, UsageError> {
         for (text, pattern) in self.include.iter().chain(&self.exclude) {
@@ -65,22 +65,19 @@ impl Selector {
         }
         let meant = |layer: &LinearSpec| {
             let any = |patterns: &[(String, NamePattern)]| patterns.iter().any(|(_, p)| p.matches(&layer.name));
-            let included = if self.include.is_empty() { layer.name != "lm_head" } else { any(&self.include) };
+            let included = if self.include.is_empty() { !layer.head } else { any(&self.include) };
             included && !any(&self.exclude)
         };
         Ok(layers.into_iter().filter(meant).collect())
     }
 }
 
-/// All linear layers of a model, block by block, and the head if it has a weight of its own. Refuses a checkpoint whose
-/// tensors contradict its config.
-pub fn linears(checkpoint: &Checkpoint, config: &DecoderConfig) -> Result<Vec<LinearSpec>> {
-    let mut layers: Vec<LinearSpec> = (0..config.layers()).flat_map(|layer| config.block_linears(layer)).collect();
-    let head = config.head();
-    let own_head = checkpoint.has(&head.weight()) && checkpoint.has("model.embed_tokens.weight");
-    if own_head || checkpoint.sparsity().is_some_and(|s| s.layers.contains_key(&head.name)) {
-        layers.push(head);
-    }
+/// All linear layers of a model, block by block, then the heads that have a weight of their own. Refuses a checkpoint
+/// whose tensors contradict its config.
+pub fn linears(checkpoint: &Checkpoint, config: &Config) -> Result<Vec<LinearSpec>> {
+    let blocks = config.blocks();
+    let mut layers: Vec<LinearSpec> = (0..blocks.layers).flat_map(|layer| blocks.linears(layer)).collect();
+    layers.extend(config.heads(checkpoint));
     for layer in &layers {
         if checkpoint.sparsity().is_none_or(|s| !s.layers.contains_key(&layer.name)) {
             checkpoint.check_shape(&layer.weight(), &[layer.rows, layer.cols])?;
@@ -95,7 +92,7 @@ mod tests {
 
     fn layers() -> Vec<LinearSpec> {
         ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj", "model.layers.10.mlp.up_proj", "lm_head"]
-            .map(|name| LinearSpec { name: name.to_owned(), rows: 8, cols: 8, bias: false })
+            .map(|name| LinearSpec { name: name.to_owned(), rows: 8, cols: 8, bias: false, head: name == "lm_head" })
             .to_vec()
     }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::UsageError;
 
 /// Files that a checkpoint carries beside its weights and that stay as they are.
-const COMPANIONS: [&str; 9] = [
+const COMPANIONS: [&str; 15] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -18,8 +18,14 @@ const COMPANIONS: [&str; 9] = [
     "generation_config.json",
     "chat_template.jinja",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "tokenizer.model",
+    "preprocessor_config.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "modules.json",
+    "1_Pooling/config.json",
 ];
 
 /// Refuses to write over, into or around the source, and over anything at all without `force`.
@@ -69,7 +75,7 @@ pub(crate) fn write_index(staging: &Staging, shards: impl Iterator<Item = String
 /// Tokenizer and the like, as they are.
 pub(crate) fn copy_companions(staging: &Staging, source: &Path) -> Result<()> {
     for name in COMPANIONS {
-        staging.copy_file(&source.join(name))?;
+        staging.copy_file(source, name)?;
     }
     Ok(())
 }

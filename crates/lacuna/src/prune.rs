@@ -11,10 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use lacuna_core::{Matrix, Pattern, ValueType};
-use lacuna_format::{
-    Checkpoint, LayerSparsity, METHOD, OutTensor, SPARSITY_KEY, Sparsity, Staging, Tokenizer, VERSION,
-};
-use lacuna_model::{Block, DecoderConfig, Execution, LinearSpec, family, final_norm};
+use lacuna_format::{Checkpoint, LayerSparsity, METHOD, OutTensor, SPARSITY_KEY, Sparsity, Staging, VERSION};
+use lacuna_model::{Block, Config, Execution, LinearSpec, Sample, family};
 use lacuna_prune::{Criterion, Method, Selection, Stats};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -126,10 +124,10 @@ pub struct PlannedLayer {
 /// A job that was checked as far as it can be without reading weights.
 pub struct Job {
     checkpoint: Checkpoint,
-    config: DecoderConfig,
+    config: Config,
     options: Options,
     chosen: Vec<LinearSpec>,
-    samples: Vec<Vec<u32>>,
+    samples: Vec<Sample>,
 }
 
 impl Job {
@@ -152,15 +150,15 @@ impl Job {
         let samples = match &options.calibration {
             None if options.criterion.needs_stats() => {
                 let name = options.criterion.name();
-                let problem =
-                    format!("criterion {name} looks at activations: pass --calibration FILE (.txt or .jsonl)");
+                let what = match config {
+                    Config::Vision(_) => "DIR (a folder of images)",
+                    Config::Decoder(_) | Config::Text(_) => "FILE (.txt or .jsonl)",
+                };
+                let problem = format!("criterion {name} looks at activations: pass --calibration {what}");
                 return Err(UsageError(problem).into());
             }
             None => vec![],
-            Some(calibration) => {
-                let tokenizer = Tokenizer::open(source, config.vocab_size, config.bos_token_id)?;
-                calibration.draw(&tokenizer, &config)?
-            }
+            Some(calibration) => calibration.draw(source, &config)?,
         };
         Ok(Self { checkpoint, config, options, chosen, samples })
     }
@@ -203,14 +201,15 @@ impl Job {
         let mut staging = Staging::open(output, self.options.force, &self.fingerprint()?)?;
         let hashes = std::thread::scope(|scope| {
             let hashes = scope.spawn(|| hash_files(&self.checkpoint));
-            let layers = self.write_shards(&mut staging, progress)?;
+            let written = self.write_shards(&mut staging, progress)?;
             let hashes = hashes.join().expect("hashing does not panic")?;
-            Ok::<_, anyhow::Error>((hashes, layers))
+            Ok::<_, anyhow::Error>((hashes, written))
         });
-        let (hashes, (layers, resumed_shards)) = hashes?;
+        let (hashes, written) = hashes?;
         self.write_companions(&staging, hashes)?;
         let bytes_after = Checkpoint::open(staging.dir())?.weight_bytes();
         staging.finish()?;
+        let layers = written.layers;
         Ok(Report {
             output: output.to_owned(),
             bytes_before: self.checkpoint.weight_bytes(),
@@ -219,18 +218,19 @@ impl Job {
             pruned_bytes_after: layers.iter().map(|l| l.bytes_after).sum(),
             seconds: started.elapsed().as_secs_f64(),
             peak_rss_bytes: crate::memory::peak_rss_bytes(),
-            calibration_tokens: self.samples.iter().map(Vec::len).sum(),
-            resumed_shards,
+            calibration_tokens: written.calibration_tokens,
+            resumed_shards: written.resumed_shards,
             layers,
         })
     }
 
-    /// Writes the shards that are not there yet; the reports of all layers, and how many shards were there.
-    fn write_shards(&self, staging: &mut Staging, progress: &ProgressBar) -> Result<(Vec<LayerReport>, usize)> {
+    /// Writes the shards that are not there yet.
+    fn write_shards(&self, staging: &mut Staging, progress: &ProgressBar) -> Result<Written> {
         let sparsity = self.sparsity(BTreeMap::new());
         let calibrating = !self.samples.is_empty();
-        let blocks = self.config.layers();
+        let blocks = self.config.blocks().layers;
         let mut stream = Stream::new(&self.checkpoint, &self.config, &self.samples)?;
+        let calibration_tokens = stream.tokens();
         let (mut reports, mut resumed) = (vec![], 0);
         for part in 0..=blocks {
             let shard = self.shard_name(part);
@@ -257,10 +257,10 @@ impl Job {
             }
             if calibrating && part < blocks {
                 let written = Checkpoint::of_shard(&staging.dir().join(&shard), Some(&sparsity))?;
-                stream.advance(&Block::load(&written, &self.config, part, Execution::EXACT)?);
+                stream.advance(&Block::load(&written, self.config.blocks(), part, Execution::EXACT)?);
             }
         }
-        Ok((reports, resumed))
+        Ok(Written { layers: reports, resumed_shards: resumed, calibration_tokens })
     }
 
     /// Statistics of the inputs of some layers of a block, or of the head behind the last block.
@@ -274,12 +274,14 @@ impl Job {
         if layers.is_empty() {
             return Ok(stats);
         }
-        if part < self.config.layers() {
-            let block = Block::load(&self.checkpoint, &self.config, part, Execution::EXACT)?;
+        if part < self.config.blocks().layers {
+            let block = Block::load(&self.checkpoint, self.config.blocks(), part, Execution::EXACT)?;
             stream.observe(&block, &mut add);
         } else {
             for hidden in stream.hidden() {
-                add(&[&self.config.head()], &final_norm(&self.checkpoint, &self.config, hidden)?);
+                for (head, x) in self.config.head_inputs(&self.checkpoint, hidden)? {
+                    add(&[&head], &x);
+                }
             }
         }
         Ok(stats)
@@ -328,12 +330,12 @@ impl Job {
     }
 
     fn part_of(&self, name: &str) -> usize {
-        let number = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
-        number.and_then(|n| n.parse().ok()).unwrap_or(usize::MAX).min(self.config.layers())
+        let blocks = self.config.blocks();
+        blocks.layer_of(name).unwrap_or(blocks.layers)
     }
 
     fn shard_name(&self, part: usize) -> String {
-        format!("model-{:05}-of-{:05}.safetensors", part + 1, self.config.layers() + 1)
+        format!("model-{:05}-of-{:05}.safetensors", part + 1, self.config.blocks().layers + 1)
     }
 
     fn value_type(&self, layer: &LinearSpec) -> Result<ValueType> {
@@ -353,11 +355,14 @@ impl Job {
         }
         if let Some(calibration) = &self.options.calibration {
             recipe["calibration"] = json!({
-                "file": calibration.file.file_name().map(|name| name.to_string_lossy()),
+                "file": calibration.data.file_name().map(|name| name.to_string_lossy()),
                 "samples": self.samples.len(),
-                "tokens": self.samples.iter().map(Vec::len).sum::<usize>(),
+                "tokens": self.samples.iter().map(|sample| self.config.tokens_of(sample)).sum::<usize>(),
                 "seed": calibration.seed,
             });
+            if let Some(split) = Calibration::split(&self.config) {
+                recipe["calibration"]["split"] = json!(split);
+            }
         }
         recipe
     }
@@ -392,7 +397,7 @@ impl Job {
     fn write_companions(&self, staging: &Staging, hashes: BTreeMap<String, String>) -> Result<()> {
         let mut config = self.checkpoint.config().clone();
         config[SPARSITY_KEY] = serde_json::to_value(self.sparsity(hashes))?;
-        let shards = (0..=self.config.layers()).map(|part| self.shard_name(part));
+        let shards = (0..=self.config.blocks().layers).map(|part| self.shard_name(part));
         write_index(staging, shards)?;
         staging.write_file("config.json", serde_json::to_string_pretty(&config)?.as_bytes())?;
         copy_companions(staging, self.checkpoint.dir())
@@ -402,7 +407,7 @@ impl Job {
     fn peak_memory(&self, layers: &[PlannedLayer]) -> u64 {
         let weights = |l: &PlannedLayer| (l.shape[0] * l.shape[1]) as u64;
         let largest = layers.iter().map(weights).max().unwrap_or(0);
-        let block_bytes = (0..=self.config.layers()).map(|part| {
+        let block_bytes = (0..=self.config.blocks().layers).map(|part| {
             let names: Vec<&str> = self.layers_of(part).iter().map(|l| l.name.as_str()).collect();
             layers.iter().filter(|l| names.contains(&l.name.as_str())).map(|l| l.bytes_after).sum::<u64>()
         });
@@ -411,13 +416,22 @@ impl Job {
         if self.samples.is_empty() {
             return pruning;
         }
-        let tokens: u64 = self.samples.iter().map(|s| s.len() as u64).sum();
-        let (hidden, inner) = (self.config.hidden_size as u64, self.config.intermediate_size as u64);
-        let block: u64 = self.config.block_linears(0).iter().map(|l| (l.rows * l.cols) as u64 * 4).sum();
-        let grams =
-            4 * (2 * hidden * hidden + (self.config.heads * self.config.head_dim).pow(2) as u64 + inner * inner);
+        let blocks = self.config.blocks();
+        let tokens: u64 = self.samples.iter().map(|sample| self.config.tokens_of(sample) as u64).sum();
+        let (hidden, inner) = (blocks.hidden_size as u64, blocks.intermediate_size as u64);
+        let block: u64 = blocks.linears(0).iter().map(|l| (l.rows * l.cols) as u64 * 4).sum();
+        let grams = 4 * (2 * hidden * hidden + (blocks.heads * blocks.head_dim).pow(2) as u64 + inner * inner);
         pruning + tokens * hidden * 4 + block + grams + 2048 * 4 * (3 * inner + 6 * hidden)
     }
+}
+
+/// What came of writing the shards.
+struct Written {
+    /// of all layers
+    layers: Vec<LayerReport>,
+    /// how many shards were there already
+    resumed_shards: usize,
+    calibration_tokens: usize,
 }
 
 /// Statistics of the distinct inputs of some layers.
@@ -455,10 +469,11 @@ fn hash_files(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>> {
 }
 
 /// A short name of the samples (FNV-1a, 64 bits): tells one draw from another.
-fn digest(samples: &[Vec<u32>]) -> String {
+fn digest(samples: &[Sample]) -> String {
     let step = |hash: u64, value: u32| (hash ^ u64::from(value)).wrapping_mul(0x0100_0000_01b3);
-    let hash = samples.iter().fold(0xcbf2_9ce4_8422_2325, |hash, sample| {
-        sample.iter().fold(step(hash, sample.len() as u32), |hash, &token| step(hash, token))
+    let hash = samples.iter().fold(0xcbf2_9ce4_8422_2325, |hash, sample| match sample {
+        Sample::Tokens(tokens) => tokens.iter().fold(step(hash, tokens.len() as u32), |hash, &token| step(hash, token)),
+        Sample::Pixels(pixels) => pixels.iter().fold(hash, |hash, pixel| step(hash, pixel.to_bits())),
     });
     format!("{hash:016x}")
 }

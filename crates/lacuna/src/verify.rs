@@ -72,7 +72,7 @@ pub fn verify(model: &Path, pattern: Option<Pattern>, progress: &ProgressBar) ->
         (None, Some(pattern)) => {
             let model_layers = linears(&checkpoint, &config)?;
             progress.set_length(model_layers.len() as u64);
-            for layer in model_layers.into_iter().filter(|layer| layer.name != "lm_head") {
+            for layer in model_layers.into_iter().filter(|layer| !layer.head) {
                 let weight = checkpoint.matrix(&layer.weight(), layer.rows, layer.cols)?;
                 layers.push(check(layer.name, pattern, &weight, "dense"));
                 progress.inc(1);

@@ -128,7 +128,8 @@ pub(super) fn huggingface(config: &Value) -> Result<Steps> {
     Ok(Steps {
         resize: wanted("do_resize", true)?.then_some((target, filter)),
         crop: wanted("do_center_crop", class.crop.is_some())?.then_some(crop),
-        rounding: Rounding::Floor,
+        // A class that never crops in transformers has its crop from timm, whose weights it holds.
+        rounding: if class.crop.is_some() { Rounding::Floor } else { Rounding::HalfToEven },
         rescale_factor: wanted("do_rescale", true)?.then_some(rescale_factor),
         normalize: wanted("do_normalize", true)?.then_some(normalize),
     })

@@ -1,6 +1,8 @@
 //! Dense f32 products, by the `gemm` crate, behind checked views.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
+
 use gemm::Parallelism;
 use lacuna_core::Matrix;
 
@@ -32,6 +34,22 @@ impl<'a> View<'a> {
     /// All of a matrix.
     pub fn of(matrix: &'a Matrix) -> Self {
         Self::new(matrix.data(), [matrix.rows(), matrix.cols()], [matrix.cols(), 1])
+    }
+
+    /// `[rows, cols]`.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.rows, self.cols]
+    }
+
+    /// Some of the rows.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    #[must_use]
+    pub fn rows(self, rows: Range<usize>) -> Self {
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows outside the view");
+        let first = (rows.start * self.row_stride).min(self.data.len());
+        Self { data: &self.data[first..], rows: rows.len(), ..self }
     }
 
     /// Rows and columns exchanged.

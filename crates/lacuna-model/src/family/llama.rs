@@ -2,42 +2,45 @@
 //!
 //! Defaults of missing keys are those of Hugging Face transformers' `LlamaConfig`, `MistralConfig`, `Qwen2Config`.
 
+use lacuna_format::Checkpoint;
 use serde_json::Value;
 
-use crate::DecoderConfig;
+use super::keys::{even_head_dim, flag, layers, number, optional, required, token_ids};
 use crate::rope::RopeConfig;
+use crate::{Activation, BlockConfig, BlockNames, Config, DecoderConfig, NormKind, NormPlace, Qkv, View};
 
 type Result<T> = std::result::Result<T, String>;
 
 /// LLaMA 1 to 3.
-pub(super) fn llama(config: &Value) -> Result<DecoderConfig> {
-    let mut decoder = common(config, None)?;
-    decoder.qkv_bias = flag(config, "attention_bias", false)?;
-    decoder.o_bias = decoder.qkv_bias;
-    decoder.mlp_bias = flag(config, "mlp_bias", false)?;
-    Ok(decoder)
+pub(super) fn llama(checkpoint: &Checkpoint) -> Result<Config> {
+    let config = checkpoint.config();
+    let windows = vec![None; layers(config)?];
+    let mut decoder = common(config, None, windows)?;
+    decoder.blocks.qkv_bias = flag(config, "attention_bias", false)?;
+    decoder.blocks.o_bias = decoder.blocks.qkv_bias;
+    decoder.blocks.mlp_bias = flag(config, "mlp_bias", false)?;
+    Ok(Config::Decoder(decoder))
 }
 
 /// Mistral: LLaMA with an optional sliding window on every layer.
-pub(super) fn mistral(config: &Value) -> Result<DecoderConfig> {
-    let mut decoder = common(config, Some(8))?;
+pub(super) fn mistral(checkpoint: &Checkpoint) -> Result<Config> {
+    let config = checkpoint.config();
     let window = match config.get("sliding_window") {
         None => Some(4096),
         Some(_) => optional(config, "sliding_window")?,
     };
-    decoder.windows = vec![window; decoder.layers()];
-    Ok(decoder)
+    common(config, Some(8), vec![window; layers(config)?]).map(Config::Decoder)
 }
 
 /// Qwen2: biases on q, k, v, and an optional sliding window on some layers.
-pub(super) fn qwen2(config: &Value) -> Result<DecoderConfig> {
-    let mut decoder = common(config, Some(32))?;
-    decoder.qkv_bias = true;
+pub(super) fn qwen2(checkpoint: &Checkpoint) -> Result<Config> {
+    let config = checkpoint.config();
+    let mut windows = vec![None; layers(config)?];
     if flag(config, "use_sliding_window", false)? {
         let window = Some(optional(config, "sliding_window")?.unwrap_or(4096));
         let first = optional(config, "max_window_layers")?.unwrap_or(28);
         let types = config.get("layer_types").and_then(Value::as_array);
-        for (layer, slot) in decoder.windows.iter_mut().enumerate() {
+        for (layer, slot) in windows.iter_mut().enumerate() {
             let slides = match types {
                 Some(types) => types.get(layer).and_then(Value::as_str) == Some("sliding_attention"),
                 None => layer >= first,
@@ -45,11 +48,13 @@ pub(super) fn qwen2(config: &Value) -> Result<DecoderConfig> {
             *slot = if slides { window } else { None };
         }
     }
-    Ok(decoder)
+    let mut decoder = common(config, Some(32), windows)?;
+    decoder.blocks.qkv_bias = true;
+    Ok(Config::Decoder(decoder))
 }
 
 /// What all of them share. Without `num_key_value_heads` there are `default_kv_heads`, or as many as query heads.
-fn common(config: &Value, default_kv_heads: Option<usize>) -> Result<DecoderConfig> {
+fn common(config: &Value, default_kv_heads: Option<usize>, windows: Vec<Option<usize>>) -> Result<DecoderConfig> {
     let activation = config.get("hidden_act").and_then(Value::as_str).unwrap_or("silu");
     if activation != "silu" {
         return Err(format!("hidden_act {activation} is not supported; this family runs with silu"));
@@ -62,79 +67,42 @@ fn common(config: &Value, default_kv_heads: Option<usize>) -> Result<DecoderConf
     }
     let head_dim = match optional(config, "head_dim")? {
         Some(dim) => dim,
-        None if hidden_size % heads == 0 => hidden_size / heads,
-        None => return Err(format!("hidden_size {hidden_size} is no multiple of num_attention_heads {heads}")),
+        None => even_head_dim(hidden_size, heads)?,
     };
     if head_dim % 2 != 0 {
         return Err(format!("head_dim {head_dim} is odd; rotary embedding needs pairs"));
     }
-    let layers = required(config, "num_hidden_layers")?;
-    if layers > MAX_LAYERS {
-        return Err(format!("num_hidden_layers is {layers}; it must be at most {MAX_LAYERS}"));
-    }
     let max_positions = optional(config, "max_position_embeddings")?.unwrap_or(2048);
     Ok(DecoderConfig {
-        hidden_size,
-        intermediate_size: required(config, "intermediate_size")?,
+        blocks: BlockConfig {
+            hidden_size,
+            intermediate_size: required(config, "intermediate_size")?,
+            heads,
+            kv_heads,
+            head_dim,
+            norm: NormKind::Rms,
+            norm_eps: number(config, "rms_norm_eps", 1e-6)? as f32,
+            norm_place: NormPlace::BeforeSublayer,
+            activation: Activation::Silu,
+            layers: windows.len(),
+            view: View::Past { rope: RopeConfig::from_config(config, max_positions)?, windows },
+            qkv_bias: false,
+            o_bias: false,
+            mlp_bias: false,
+            names: BlockNames {
+                prefix: "model.layers".to_owned(),
+                norms: ["input_layernorm", "post_attention_layernorm"],
+                qkv: Qkv::Apart(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+                o: "self_attn.o_proj",
+                gate: Some("mlp.gate_proj"),
+                up: "mlp.up_proj",
+                down: "mlp.down_proj",
+            },
+        },
         vocab_size: required(config, "vocab_size")?,
-        heads,
-        kv_heads,
-        head_dim,
         max_positions,
-        norm_eps: number(config, "rms_norm_eps", 1e-6)? as f32,
-        rope: RopeConfig::from_config(config, max_positions)?,
-        qkv_bias: false,
-        o_bias: false,
-        mlp_bias: false,
         tied: flag(config, "tie_word_embeddings", false)?,
-        windows: vec![None; layers],
         bos_token_id: token_ids(config, "bos_token_id")?.first().copied(),
         eos_token_ids: token_ids(config, "eos_token_id")?,
     })
-}
-
-/// Largest size any key may have: keeps products of two of them inside 64 bits.
-const MAX_SIZE: u64 = 1 << 28;
-/// Far beyond any model, near enough to be refused at once.
-const MAX_LAYERS: usize = 1 << 14;
-
-fn optional(config: &Value, key: &str) -> Result<Option<usize>> {
-    match config.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => match value.as_u64() {
-            Some(n) if (1..=MAX_SIZE).contains(&n) => Ok(Some(n as usize)),
-            _ => Err(format!("{key} is {value}; it must be a whole number from 1 to {MAX_SIZE}")),
-        },
-    }
-}
-
-fn required(config: &Value, key: &str) -> Result<usize> {
-    optional(config, key)?.ok_or_else(|| format!("{key} is missing"))
-}
-
-fn flag(config: &Value, key: &str, default: bool) -> Result<bool> {
-    match config.get(key) {
-        None | Some(Value::Null) => Ok(default),
-        Some(value) => value.as_bool().ok_or_else(|| format!("{key} is {value}; it must be true or false")),
-    }
-}
-
-fn number(config: &Value, key: &str, default: f64) -> Result<f64> {
-    match config.get(key) {
-        None | Some(Value::Null) => Ok(default),
-        Some(value) => value.as_f64().ok_or_else(|| format!("{key} is {value}; it must be a number")),
-    }
-}
-
-/// One id, a list of them, or null.
-fn token_ids(config: &Value, key: &str) -> Result<Vec<u32>> {
-    let one = |value: &Value| {
-        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
-        id.ok_or_else(|| format!("{key} holds {value}; it must be a token id"))
-    };
-    match config.get(key) {
-        None | Some(Value::Null) => Ok(vec![]),
-        Some(Value::Array(ids)) => ids.iter().map(one).collect(),
-        Some(value) => one(value).map(|id| vec![id]),
-    }
 }

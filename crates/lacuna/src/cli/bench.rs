@@ -9,20 +9,20 @@ use serde_json::json;
 use super::kernel_bench;
 use super::ui::{Ui, table};
 
-/// Time prefill and decode of a whole model, dense beside sparse; with --kernels, single products
+/// Time a whole model, dense beside sparse; with --kernels, single products
 #[derive(clap::Args)]
 #[command(after_help = kernel_bench::after_help())]
 pub(super) struct Args {
     /// Pruned checkpoint; a dense one is timed alone
     #[arg(required_unless_present = "kernels")]
     model: Option<PathBuf>,
-    /// Tokens of each prompt
+    /// Tokens of each prompt or text
     #[arg(long, default_value_t = 256, value_name = "N", value_parser = super::positive)]
     prompt_tokens: usize,
-    /// Tokens to decode
+    /// Tokens that a decoder adds
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = super::positive)]
     decode_tokens: usize,
-    /// Sequences side by side
+    /// Prompts, texts or images side by side
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = super::positive)]
     batch: usize,
     /// Round activations to this type before each product [default: bf16 for a bf16 checkpoint, else f32]
@@ -51,10 +51,11 @@ pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
     ui.result(&json!({ "rows": rows, "threads": threads, "batch": args.batch }), || {
         let row = |r: &lacuna::bench::Row| {
             let rate = format!("{:.1}", r.tokens_per_second);
-            vec![r.phase.to_owned(), r.variant.to_owned(), rate, format!("{:.2}", r.ratio_to_dense)]
+            let items = format!("{:.2}", r.items_per_second);
+            vec![r.phase.to_owned(), r.variant.to_owned(), rate, items, format!("{:.2}", r.ratio_to_dense)]
         };
         let rows: Vec<Vec<String>> = rows.iter().map(row).collect();
-        table(&["phase", "variant", "tokens/s", "ratio to dense"], &rows)
+        table(&["phase", "variant", "tokens/s", "items/s", "ratio to dense"], &rows)
     });
     Ok(())
 }

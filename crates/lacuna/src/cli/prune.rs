@@ -55,13 +55,14 @@ pub(super) struct Args {
     /// No modules that match this glob, or regular expression after `re:`
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
-    /// Text to calibrate on: .txt, or .jsonl with a "text" a line
+    /// Data to calibrate on: a text (.txt, or .jsonl with a "text" a line), for encoders sentences (a line each, or an STS
+    /// file), for image classifiers a folder of images, of which every fifth by name is used and `eval` leaves it out
     #[arg(long, value_name = "FILE")]
     calibration: Option<PathBuf>,
     /// Calibration samples at most
     #[arg(long, default_value_t = 128, value_name = "N", value_parser = super::positive)]
     calibration_samples: usize,
-    /// Tokens of a calibration sample [default: the model's context, at most 2048]
+    /// Tokens of a calibration sample [default: the model's context, at most 2048; of sentences: all, up to the context]
     #[arg(long, value_name = "N")]
     calibration_length: Option<usize>,
     /// Only say what would be done: layers, peak memory, sizes
@@ -145,8 +146,8 @@ impl Args {
             },
             values: self.value_type()?,
             layers: Selector::new(&self.include, &self.exclude)?,
-            calibration: self.calibration.clone().map(|file| Calibration {
-                file,
+            calibration: self.calibration.clone().map(|data| Calibration {
+                data,
                 samples: self.calibration_samples,
                 length: self.calibration_length,
                 seed,

@@ -5,11 +5,11 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;
 use lacuna_core::Matrix;
-use lacuna_format::{Checkpoint, Tokenizer};
-use lacuna_model::{Activations, Cache, DecoderConfig, Execution, Model, family};
+use lacuna_format::Tokenizer;
+use lacuna_model::{Cache, Decoder, DecoderConfig, runs};
 use rayon::prelude::*;
-use serde::Serialize;
 
+use super::{Details, Score};
 use crate::UsageError;
 use crate::text::read_documents;
 
@@ -34,17 +34,6 @@ pub enum Protocol {
         /// tokens between the starts of windows
         stride: usize,
     },
-}
-
-/// What an evaluation found.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Score {
-    /// mean negative log-likelihood of the predicted tokens, in nats
-    pub nll: f64,
-    /// `exp(nll)`
-    pub perplexity: f64,
-    /// tokens predicted
-    pub tokens: usize,
 }
 
 /// A sequence, and from which token on its tokens count as predicted.
@@ -101,72 +90,63 @@ fn windows(tokens: &[u32], context: usize, stride: usize) -> Vec<Scored> {
     windows
 }
 
-/// Evaluates a checkpoint on a text file.
-pub fn evaluate(
-    model: &Path,
-    file: &Path,
-    protocol: impl Fn(&DecoderConfig) -> Protocol,
-    activations: Activations,
-    bar: &ProgressBar,
-) -> Result<Score> {
-    let checkpoint = Checkpoint::open(model)?;
-    let config = family::config(&checkpoint)?;
-    let tokenizer = Tokenizer::open(model, config.vocab_size, config.bos_token_id)?;
-    let sequences = sequences(file, &tokenizer, protocol(&config), &config)?;
-    let execution = Execution { activations, ..Execution::EXACT };
-    score(&Model::load(&checkpoint, &config, execution)?, &sequences, bar)
-}
-
-/// Mean negative log-likelihood over all predicted tokens of all sequences.
-pub fn score(model: &Model, sequences: &[Scored], progress: &ProgressBar) -> Result<Score> {
+/// Perplexity over all predicted tokens of all sequences. Its standard error takes the sequences as the sample: tokens of
+/// one text are not independent.
+pub fn score(model: &Decoder, sequences: &[Scored], progress: &ProgressBar) -> Result<Score> {
     progress.set_length(sequences.iter().map(|(tokens, _)| tokens.len() as u64).sum());
-    let (mut sum, mut tokens) = (0.0, 0);
-    let mut rest = sequences;
-    while !rest.is_empty() {
-        let mut size = 0;
-        let fits = rest.iter().take_while(|(tokens, _)| {
-            size += tokens.len();
-            size <= BATCH_TOKENS
-        });
-        let (batch, tail) = rest.split_at(fits.count().max(1));
-        rest = tail;
-        let (batch_sum, batch_tokens) = score_batch(model, batch);
-        sum += batch_sum;
-        tokens += batch_tokens;
-        progress.inc(batch.iter().map(|(tokens, _)| tokens.len() as u64).sum());
+    // (sum of negative log-likelihoods, tokens predicted) of each sequence
+    let mut found: Vec<(f64, usize)> = vec![];
+    let lengths: Vec<usize> = sequences.iter().map(|(tokens, _)| tokens.len()).collect();
+    for run in runs(&lengths, BATCH_TOKENS) {
+        found.extend(score_batch(model, &sequences[run.clone()]));
+        progress.inc(lengths[run].iter().sum::<usize>() as u64);
     }
-    let nll = sum / tokens as f64;
+    let tokens: usize = found.iter().map(|&(_, tokens)| tokens).sum();
+    let nll = found.iter().map(|&(sum, _)| sum).sum::<f64>() / tokens as f64;
     if !nll.is_finite() {
         bail!("the model's logits are not finite; the checkpoint is damaged");
     }
-    Ok(Score { nll, perplexity: nll.exp(), tokens })
+    // Of a ratio of two sums (Cochran, Sampling Techniques, 2.11): the spread of each sequence around the common mean.
+    let spread = found.iter().map(|&(sum, n)| (sum - nll * n as f64).powi(2)).sum::<f64>();
+    let n = found.len() as f64;
+    let nll_stderr = (n > 1.0).then(|| (spread * n / (n - 1.0)).sqrt() / tokens as f64);
+    Ok(Score {
+        metric: "perplexity",
+        value: nll.exp(),
+        stderr: nll_stderr.map(|stderr| nll.exp() * stderr),
+        samples: found.len(),
+        details: Details::Perplexity { nll, perplexity: nll.exp(), tokens },
+    })
 }
 
-/// Sum of negative log-likelihoods, and how many.
-fn score_batch(model: &Model, sequences: &[Scored]) -> (f64, usize) {
+/// Of each sequence the sum of negative log-likelihoods, and how many.
+fn score_batch(model: &Decoder, sequences: &[Scored]) -> Vec<(f64, usize)> {
     let mut caches: Vec<Cache> = sequences.iter().map(|_| Cache::new(model.config())).collect();
     let mut batch: Vec<(&[u32], &mut Cache)> =
         sequences.iter().zip(&mut caches).map(|((tokens, _), cache)| (&tokens[..], cache)).collect();
     let hidden = model.forward(&mut batch);
-    // (column that predicts, token that came)
+    // (sequence, column that predicts, token that came)
     let mut predictions = vec![];
     let mut start = 0;
-    for (tokens, from) in sequences {
-        predictions.extend((*from..tokens.len()).map(|i| (start + i - 1, tokens[i] as usize)));
+    for (sequence, (tokens, from)) in sequences.iter().enumerate() {
+        predictions.extend((*from..tokens.len()).map(|i| (sequence, start + i - 1, tokens[i] as usize)));
         start += tokens.len();
     }
-    let mut sum = 0.0;
+    let mut found = vec![(0.0, 0); sequences.len()];
     for part in predictions.chunks(LOGIT_COLUMNS) {
-        let columns: Vec<usize> = part.iter().map(|&(column, _)| column).collect();
+        let columns: Vec<usize> = part.iter().map(|&(_, column, _)| column).collect();
         let logits = model.logits(&hidden, &columns);
-        sum += log_sum_exp(&logits).iter().sum::<f64>();
-        sum -= part.iter().enumerate().map(|(i, &(_, token))| f64::from(logits.row(token)[i])).sum::<f64>();
+        let totals = log_sum_exp(&logits);
+        for (i, &(sequence, _, token)) in part.iter().enumerate() {
+            found[sequence].0 += totals[i] - f64::from(logits.row(token)[i]);
+            found[sequence].1 += 1;
+        }
     }
-    (sum, predictions.len())
+    found
 }
 
 /// `ln Σ_v exp(logits[v, i])` of each column.
-fn log_sum_exp(logits: &Matrix) -> Vec<f64> {
+pub(super) fn log_sum_exp(logits: &Matrix) -> Vec<f64> {
     let mut max = vec![f32::NEG_INFINITY; logits.cols()];
     for v in 0..logits.rows() {
         max.iter_mut().zip(logits.row(v)).for_each(|(m, &l)| *m = m.max(l));
