@@ -9,6 +9,7 @@ of the copies once; `product(i)` returns that of copy i as an f32 array [T, R]. 
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -26,14 +27,18 @@ class Unsupported(Exception):
     """The engine has no such product; the text says why."""
 
 
-def threads_from_arguments():
-    """Reads --threads. To be called before the engine's library is imported: thread pools read the environment then."""
-    parser = argparse.ArgumentParser()
+def arguments(parser):
+    """Reads --threads and what else `parser` knows. To be called before the engine's library is imported: thread pools
+    read the environment then."""
     parser.add_argument("--threads", type=int, required=True)
-    threads = parser.parse_args().threads
+    given = parser.parse_args()
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[variable] = str(threads)
-    return threads
+        os.environ[variable] = str(given.threads)
+    return given
+
+
+def threads_from_arguments():
+    return arguments(argparse.ArgumentParser()).threads
 
 
 class Weights:
@@ -72,13 +77,13 @@ def activations(cols, tokens):
     return np.random.default_rng([cols, tokens, 1]).standard_normal((tokens, cols), dtype=np.float32)
 
 
-def measure(sweep, count, min_seconds):
-    """Median and minimum of the seconds one product takes, over at least `min_seconds` of sweeps."""
-    sweep()
-    sweep()
+def measure(sweep, count, min_seconds, warm_ups=2, least=MINIMUM_SWEEPS):
+    """Median and minimum of the seconds one of `count` takes, over at least `min_seconds` and `least` sweeps."""
+    for _ in range(warm_ups):
+        sweep()
     seconds = []
     end = time.perf_counter() + min_seconds
-    while len(seconds) < MINIMUM_SWEEPS or time.perf_counter() < end:
+    while len(seconds) < least or time.perf_counter() < end:
         start = time.perf_counter()
         sweep()
         seconds.append((time.perf_counter() - start) / count)
@@ -105,53 +110,77 @@ def check(engine, value_type):
     return None
 
 
-class Cases:
-    """Answers requests. The last case stays built, and a shape's fastest variant is remembered."""
+class Fastest:
+    """Times cases. The last one stays built, and each one's fastest variant is remembered."""
 
-    def __init__(self, engine):
-        self.engine, self.fastest, self.key, self.built = engine, {}, None, None
+    def __init__(self):
+        self.remembered, self.key, self.built = {}, None, None
 
-    def answer(self, request):
+    def time(self, key, variants, build, timed):
+        """What `timed(run)` says of the fastest `run = build(variant)`; unsupported if none can be built."""
+        if key == self.key:
+            variant, run = self.built
+            return {**timed(run), "variant": variant}
+        self.key = self.built = None
+        best, reason = None, "no such case"
+        for variant in [self.remembered[key]] if key in self.remembered else variants:
+            try:
+                run = build(variant)
+                found = timed(run)
+            except (Unsupported, RuntimeError) as refusal:  # libraries refuse shapes with a RuntimeError
+                reason = f"{variant}: {refusal}".splitlines()[0]
+                continue
+            if best is None or found["minimum"] < best["minimum"]:  # the median would mind the neighbours
+                best, self.built = {**found, "variant": variant}, (variant, run)
+            del run
+        if best is None:
+            return {"unsupported": reason}
+        self.key, self.remembered[key] = key, best["variant"]
+        return best
+
+
+def products(engine):
+    """The answer to a request for a product."""
+    fastest = Fastest()
+
+    def answer(request):
         rows, cols, tokens = (int(request[key]) for key in ("rows", "cols", "tokens"))
         value_type, min_seconds = request["value_type"], float(request.get("min_seconds", 0.2))
-        if value_type not in VALUE_TYPES:
-            return {"unsupported": f"value type {value_type}"}
+        if value_type not in VALUE_TYPES or not engine.variants(value_type):
+            return {"unsupported": f"no products of {value_type}"}
         key = (rows, cols, tokens, value_type)
         count = copies(*key)
-        if key != self.key:
-            self.key, self.built, weights, x = None, None, Weights(rows, cols, count), activations(cols, tokens)
-            best, reason = None, f"no products of {value_type}"
-            wanted = [self.fastest[key]] if key in self.fastest else self.engine.variants(value_type)
-            for variant in wanted:
-                try:
-                    sweep, _ = self.engine.build(value_type, variant, weights, x)
-                    found = measure(sweep, count, min_seconds)
-                except (Unsupported, RuntimeError) as refusal:  # libraries refuse shapes with a RuntimeError
-                    reason = f"{variant}: {refusal}".splitlines()[0]
-                    continue
-                if best is None or found["minimum"] < best["minimum"]:  # the median would mind the neighbours
-                    best, self.built = {**found, "variant": variant}, (variant, sweep)
-                del sweep
-            if best is None:
-                return {"unsupported": reason}
-            self.key, self.fastest[key] = key, best["variant"]
-            return best
-        variant, sweep = self.built
-        return {**measure(sweep, count, min_seconds), "variant": variant}
+        data = functools.cache(lambda: (Weights(rows, cols, count), activations(cols, tokens)))
+        return fastest.time(
+            key,
+            engine.variants(value_type),
+            lambda variant: engine.build(value_type, variant, *data())[0],
+            lambda sweep: measure(sweep, count, min_seconds),
+        )
+
+    return answer
+
+
+def answers_alone():
+    """The standard output, for answers alone: what libraries print on it from now on goes to the standard error."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return answers
+
+
+def converse(answers, hello, answer):
+    print(json.dumps(hello), file=answers)
+    for line in sys.stdin:
+        if line.strip():
+            print(json.dumps(answer(json.loads(line))), file=answers)
 
 
 def serve(engine, threads):
-    # Libraries print on the standard output at times: answers go through a copy of it, all else to the standard error.
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    answers = answers_alone()
     value_types = [value_type for value_type in VALUE_TYPES if engine.variants(value_type)]
     for value_type in value_types:
         error = check(engine, value_type)
         if error:
             sys.exit(error)
     hello = {"engine": engine.name, "version": engine.version, "value_types": value_types, "threads": threads}
-    print(json.dumps(hello), file=answers)
-    cases = Cases(engine)
-    for line in sys.stdin:
-        if line.strip():
-            print(json.dumps(cases.answer(json.loads(line))), file=answers)
+    converse(answers, hello, products(engine))
