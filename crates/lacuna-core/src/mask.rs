@@ -33,48 +33,22 @@ impl Pair {
         [usize::from(self.0 & 3), usize::from(self.0 >> 2)]
     }
 
-    /// The two largest of 4 values; of equal ones the first. No branches: which wins is a coin's toss in pruning.
-    #[inline]
+    /// The two largest of 4 values; of equal ones the first. No branches and no table: which wins is a coin's toss in
+    /// pruning, and a loop over this becomes vector instructions.
+    #[expect(clippy::needless_bitwise_bool, reason = "lazy operators are branches")]
+    #[inline(always)]
     pub fn top_two([a, b, c, d]: [f32; GROUP_COLUMNS]) -> Self {
-        let wins = |first: f32, second: f32, bit: usize| usize::from(first >= second) << bit;
-        let outcome = wins(a, b, 0) | wins(a, c, 1) | wins(a, d, 2) | wins(b, c, 3) | wins(b, d, 4) | wins(c, d, 5);
-        TOP_TWO[outcome]
+        let (ab, ac, ad, bc, bd, cd) = (a >= b, a >= c, a >= d, b >= c, b >= d, c >= d);
+        let two_of = |x: bool, y: bool, z: bool| x & y | x & z | y & z;
+        // A value is kept that wins against two others.
+        let (keeps_a, keeps_b) = (two_of(ab, ac, ad), two_of(!ab, bc, bd));
+        let (keeps_c, keeps_d) = (two_of(!ac, !bc, cd), two_of(!ad, !bd, !cd));
+        let low = u8::from(!keeps_a) + u8::from(!keeps_a & !keeps_b);
+        let high = 1 + u8::from(keeps_c | keeps_d) + u8::from(keeps_d);
+        // Outcomes that no values have (NaN) still get a pair.
+        Self(low | u8::max(high, low + 1) << 2)
     }
 }
-
-/// The pair that wins, by the outcomes of the six comparisons of 4 values: 01, 02, 03, 12, 13, 23.
-static TOP_TWO: [Pair; 64] = {
-    let mut table = [Pair::FIRST; 64];
-    let mut o = 0;
-    while o < 64 {
-        let won = [o & 1, o >> 1 & 1, o >> 2 & 1, o >> 3 & 1, o >> 4 & 1, o >> 5 & 1];
-        let wins = [
-            won[0] + won[1] + won[2],
-            1 - won[0] + won[3] + won[4],
-            2 - won[1] - won[3] + won[5],
-            3 - won[2] - won[4] - won[5],
-        ];
-        // Outcomes that no values have (NaN, cycles) still get a pair: the first two places with the most wins.
-        let (mut first, mut second, mut p) = (0, usize::MAX, 1);
-        while p < GROUP_COLUMNS {
-            if wins[p] > wins[first] {
-                first = p;
-            }
-            p += 1;
-        }
-        p = 0;
-        while p < GROUP_COLUMNS {
-            if p != first && (second == usize::MAX || wins[p] > wins[second]) {
-                second = p;
-            }
-            p += 1;
-        }
-        let (low, high) = if first < second { (first, second) } else { (second, first) };
-        table[o] = Pair((low | high << 2) as u8);
-        o += 1;
-    }
-    table
-};
 
 /// A mask of a `[rows, cols]` weight under a pattern: for each row block and group 4 ascending columns of the block,
 /// for each row and group the [`Pair`] of them that is kept.

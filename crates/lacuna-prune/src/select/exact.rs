@@ -15,7 +15,7 @@ use pulp::Simd;
 use super::Block;
 
 /// A bound must exceed the best by more than this share to be followed: sums of f32 are no more exact than that.
-const SLACK: f32 = 1.0 + 1e-6;
+pub(super) const SLACK: f32 = 1.0 + 1e-6;
 
 /// Buffers of the search, kept from block to block.
 #[derive(Default)]

@@ -4,6 +4,7 @@
 //! choose the 4 columns of a `V × M` block.
 
 mod exact;
+mod exhaustive;
 mod paper;
 
 use lacuna_core::{GROUP_COLUMNS, Grid, Mask, Pair, Pattern, Result, Scores};
@@ -61,23 +62,51 @@ impl pulp::WithSimd for Choice<'_> {
         let (grid, groups) = (self.grid, self.grid.groups());
         let mut block = Block::default();
         let mut search = exact::Search::default();
+        let mut answers = [None; TILE];
         let mut columns = Vec::with_capacity(grid.row_blocks() * groups);
+        let mut column_pairs = vec![];
         let mut pairs = vec![Pair::FIRST; grid.rows() * groups];
         for i in 0..grid.row_blocks() * groups {
             block.load(self.scores, grid, i);
             let chosen = match self.selection {
                 Selection::Paper => paper::choose(&block),
-                Selection::Exact => search.choose(simd, &block),
+                Selection::Exact => {
+                    let group = i % groups;
+                    if group % TILE == 0 {
+                        answers = self.ahead(i / groups, group);
+                    }
+                    answers[group % TILE].unwrap_or_else(|| search.choose(simd, &block))
+                }
             };
             let start = grid.group_range(i % groups).start as u32;
             columns.push(chosen.map(|c| start + c as u32));
             let [a, b, c, d] = chosen.map(|c| block.column(c));
+            column_pairs.resize(block.stride, Pair::FIRST);
             let first = grid.block_rows(i / groups).start * groups + i % groups;
-            for (r, pair) in pairs[first..].iter_mut().step_by(groups).take(block.height).enumerate() {
-                *pair = Pair::top_two([a[r], b[r], c[r], d[r]]);
+            for ((((pair, &a), &b), &c), &d) in column_pairs.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                *pair = Pair::top_two([a, b, c, d]);
+            }
+            for (pair, &top) in pairs[first..].iter_mut().step_by(groups).zip(&column_pairs[..block.height]) {
+                *pair = top;
             }
         }
         (columns, pairs)
+    }
+}
+
+impl Choice<'_> {
+    /// The columns of the next [`TILE`] blocks, as far as they can be told without a search.
+    #[inline(always)]
+    fn ahead(&self, row_block: usize, group: usize) -> [Option<[usize; GROUP_COLUMNS]>; TILE] {
+        let (cols, start) = (self.grid.cols(), group * self.grid.pattern().m());
+        match self.grid.pattern().m() {
+            GROUP_COLUMNS => [Some([0, 1, 2, 3]); TILE],
+            TILE if start + TILE * TILE <= cols => {
+                let rows = self.grid.block_rows(row_block);
+                exhaustive::choose(&self.scores.matrix().data()[rows.start * cols + start..], cols, rows.len())
+            }
+            _ => [None; TILE],
+        }
     }
 }
 
@@ -106,10 +135,31 @@ impl Block {
         self.scores.clear();
         self.scores.resize(self.stride * real.len(), 0.0);
         self.scores.resize(self.stride * cols.len(), -1.0);
-        for (r, row) in rows.enumerate() {
-            let source = &scores.matrix().row(row)[real.clone()];
-            for (column, &score) in self.scores.chunks_exact_mut(self.stride).zip(source) {
-                column[r] = score;
+        let (stride, width) = (self.stride, grid.cols());
+        let mut tile = [[0.0; TILE]; TILE];
+        for top in (0..self.height).step_by(TILE) {
+            let tall = TILE.min(self.height - top);
+            let source = &scores.matrix().data()[(rows.start + top) * width..];
+            for c in (0..real.len()).step_by(TILE) {
+                let cols = TILE.min(real.len() - c);
+                for (r, row) in tile[..tall].iter_mut().enumerate() {
+                    let source = &source[r * width + real.start + c..];
+                    // A copy of known length is one instruction.
+                    if cols == TILE {
+                        row.copy_from_slice(&source[..TILE]);
+                    } else {
+                        row[..cols].copy_from_slice(&source[..cols]);
+                    }
+                }
+                let turned = transposed(tile);
+                for (i, column) in turned[..cols].iter().enumerate() {
+                    let out = &mut self.scores[(c + i) * stride + top..];
+                    if tall == TILE {
+                        out[..TILE].copy_from_slice(column);
+                    } else {
+                        out[..tall].copy_from_slice(&column[..tall]);
+                    }
+                }
             }
         }
     }
@@ -122,4 +172,29 @@ impl Block {
     fn column(&self, c: usize) -> &[f32] {
         &self.scores[c * self.stride..(c + 1) * self.stride]
     }
+}
+
+/// Rows and columns that are turned at once: as many as the registers of 256 bits hold of either.
+const TILE: usize = 8;
+
+/// Column by column what was row by row: halves, pairs and single values change places. Written out, because only such
+/// steps become shuffles of vectors.
+#[inline(always)]
+fn transposed(mut rows: [[f32; TILE]; TILE]) -> [[f32; TILE]; TILE] {
+    for i in 0..4 {
+        let (a, b) = (rows[i], rows[i + 4]);
+        rows[i] = [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]];
+        rows[i + 4] = [a[4], a[5], a[6], a[7], b[4], b[5], b[6], b[7]];
+    }
+    for i in [0, 1, 4, 5] {
+        let (a, b) = (rows[i], rows[i + 2]);
+        rows[i] = [a[0], a[1], b[0], b[1], a[4], a[5], b[4], b[5]];
+        rows[i + 2] = [a[2], a[3], b[2], b[3], a[6], a[7], b[6], b[7]];
+    }
+    for i in [0, 2, 4, 6] {
+        let (a, b) = (rows[i], rows[i + 1]);
+        rows[i] = [a[0], b[0], a[2], b[2], a[4], b[4], a[6], b[6]];
+        rows[i + 1] = [a[1], b[1], a[3], b[3], a[5], b[5], a[7], b[7]];
+    }
+    rows
 }
