@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -225,6 +227,9 @@ impl Job {
     }
 
     /// Writes the shards that are not there yet.
+    ///
+    /// A shard is written while the next block is pruned, one at a time and in order, so that the journal is what it
+    /// would be without the thread.
     fn write_shards(&self, staging: &mut Staging, progress: &ProgressBar) -> Result<Written> {
         let sparsity = self.sparsity(BTreeMap::new());
         let calibrating = !self.samples.is_empty();
@@ -232,35 +237,61 @@ impl Job {
         let mut stream = Stream::new(&self.checkpoint, &self.config, &self.samples)?;
         let calibration_tokens = stream.tokens();
         let (mut reports, mut resumed) = (vec![], 0);
-        for part in 0..=blocks {
-            let shard = self.shard_name(part);
-            let layers = self.layers_of(part);
-            if let Some(report) = staging.finished(&shard) {
-                let report: Vec<LayerReport> = serde_json::from_value(report.clone())?;
-                progress.inc(report.len() as u64);
-                // Steps that were free must not make the rest look free.
-                progress.reset_eta();
-                reports.extend(report);
-                resumed += 1;
-            } else {
-                let stats = if calibrating { self.observe(part, &layers, &stream)? } else { Statistics::new() };
-                let (mut tensors, report) = self.prune_layers(&layers, &stats, progress)?;
-                let raw = self.kept_tensors(part, &layers);
-                let raw =
-                    raw.map(|name| Ok((name.clone(), self.checkpoint.finite(name)?))).collect::<Result<Vec<_>>>()?;
-                for (name, tensor) in &raw {
-                    let out = OutTensor::new(tensor.info.dtype, tensor.info.shape.clone(), tensor.bytes());
-                    tensors.push((name.clone(), out));
+        let finished: Vec<_> = (0..=blocks).map(|part| staging.finished(&self.shard_name(part)).cloned()).collect();
+        let dir = staging.dir().to_owned();
+        let staging = Mutex::new(staging);
+        let written = |writing: Option<ScopedJoinHandle<Result<()>>>| {
+            writing.map_or(Ok(()), |thread| thread.join().expect("writing does not panic"))
+        };
+        std::thread::scope(|scope| {
+            let mut writing = None;
+            for (part, finished) in finished.into_iter().enumerate() {
+                let shard = self.shard_name(part);
+                let layers = self.layers_of(part);
+                if let Some(report) = finished {
+                    let report: Vec<LayerReport> = serde_json::from_value(report)?;
+                    progress.inc(report.len() as u64);
+                    // Steps that were free must not make the rest look free.
+                    progress.reset_eta();
+                    reports.extend(report);
+                    resumed += 1;
+                } else {
+                    let stats = if calibrating { self.observe(part, &layers, &stream)? } else { Statistics::new() };
+                    let (tensors, report) = self.prune_layers(&layers, &stats, progress)?;
+                    let noted = serde_json::to_value(&report)?;
+                    reports.extend(report);
+                    written(writing.take())?;
+                    let (staging, shard) = (&staging, shard.clone());
+                    writing = Some(scope.spawn(move || self.write_shard(staging, &shard, part, tensors, noted)));
                 }
-                staging.write_shard(&shard, &tensors, serde_json::to_value(&report)?)?;
-                reports.extend(report);
+                if calibrating && part < blocks {
+                    written(writing.take())?;
+                    let shard = Checkpoint::of_shard(&dir.join(&shard), Some(&sparsity))?;
+                    stream.advance(&Block::load(&shard, self.config.blocks(), part, Execution::EXACT)?);
+                }
             }
-            if calibrating && part < blocks {
-                let written = Checkpoint::of_shard(&staging.dir().join(&shard), Some(&sparsity))?;
-                stream.advance(&Block::load(&written, self.config.blocks(), part, Execution::EXACT)?);
-            }
-        }
+            written(writing)
+        })?;
         Ok(Written { layers: reports, resumed_shards: resumed, calibration_tokens })
+    }
+
+    /// Writes the pruned layers of a block beside the tensors that stay as they are.
+    fn write_shard(
+        &self,
+        staging: &Mutex<&mut Staging>,
+        shard: &str,
+        part: usize,
+        pruned: NamedTensors,
+        report: Value,
+    ) -> Result<()> {
+        let mut tensors: Vec<(String, OutTensor)> = pruned;
+        let raw = self.kept_tensors(part);
+        let raw = raw.map(|name| Ok((name.clone(), self.checkpoint.finite(name)?))).collect::<Result<Vec<_>>>()?;
+        for (name, tensor) in &raw {
+            let out = OutTensor::new(tensor.info.dtype, tensor.info.shape.clone(), tensor.bytes());
+            tensors.push((name.clone(), out));
+        }
+        Ok(staging.lock().expect("writing does not panic").write_shard(shard, &tensors, report)?)
     }
 
     /// Statistics of the inputs of some layers of a block, or of the head behind the last block.
@@ -323,8 +354,8 @@ impl Job {
     }
 
     /// Tensors of a block that stay as they are.
-    fn kept_tensors<'a>(&'a self, part: usize, layers: &[&LinearSpec]) -> impl Iterator<Item = &'a String> {
-        let replaced: Vec<String> = layers.iter().map(|layer| layer.weight()).collect();
+    fn kept_tensors(&self, part: usize) -> impl Iterator<Item = &String> {
+        let replaced: Vec<String> = self.layers_of(part).iter().map(|layer| layer.weight()).collect();
         let names = self.checkpoint.tensors().keys();
         names.filter(move |name| self.part_of(name) == part && !replaced.contains(name))
     }
@@ -411,8 +442,9 @@ impl Job {
             let names: Vec<&str> = self.layers_of(part).iter().map(|l| l.name.as_str()).collect();
             layers.iter().filter(|l| names.contains(&l.name.as_str())).map(|l| l.bytes_after).sum::<u64>()
         });
-        // weight, scores, unpacked weight (4 bytes each), mapped source, packed block and its bytes to write
-        let pruning = largest * 16 + 2 * block_bytes.max().unwrap_or(0);
+        // weight, scores, unpacked weight (4 bytes each), mapped source, packed block, its bytes to write and those of
+        // the block before it, which are being written
+        let pruning = largest * 16 + 3 * block_bytes.max().unwrap_or(0);
         if self.samples.is_empty() {
             return pruning;
         }

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 from timm.data import create_transform, resolve_data_config
+from torchvision.transforms.functional import center_crop
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
@@ -66,7 +67,20 @@ def images() -> None:
 def transformers(config: dict, image: Image.Image) -> np.ndarray:
     name = config["image_processor_type"].removesuffix("ImageProcessor")
     settings = {key: value for key, value in config.items() if key != "image_processor_type"}
+    if name == "ViT" and settings.get("do_center_crop"):
+        image, settings = cropped_as_timm(image, settings)
     return np.asarray(PROCESSORS[name](**settings)(image)["pixel_values"][0], dtype=np.float32)
+
+
+def cropped_as_timm(image: Image.Image, settings: dict) -> tuple[Image.Image, dict]:
+    """Resized and cropped, and what is left to do: ViT crops as timm does, where its weights come from."""
+    if settings.get("do_resize", True):
+        (short, long), edge = sorted(image.size), settings["size"]["shortest_edge"]
+        image = image.resize([edge if side == short else int(edge * long / short) for side in image.size],
+                             settings["resample"])
+    crop = settings["crop_size"]
+    image = center_crop(image, [crop["height"], crop["width"]])
+    return image, {**settings, "do_resize": False, "do_center_crop": False}
 
 
 def timm(config: dict, image: Image.Image) -> np.ndarray:
