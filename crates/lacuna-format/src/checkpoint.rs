@@ -1,6 +1,7 @@
 //! A checkpoint directory, opened for reading: every header checked, no weight read yet.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::f16;
@@ -48,6 +49,33 @@ impl RawTensor<'_> {
     /// The bytes, little-endian, row-major.
     pub fn bytes(&self) -> &[u8] {
         self.map.bytes()
+    }
+}
+
+/// A floating-point matrix, mapped, whose rows are widened as they are asked for.
+pub struct RawMatrix<'a> {
+    name: String,
+    shape: [usize; 2],
+    dtype: Dtype,
+    raw: RawTensor<'a>,
+}
+
+impl RawMatrix<'_> {
+    /// Rows and columns.
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// Some rows, widened to f32. Refuses NaN and infinities.
+    pub fn band(&self, rows: Range<usize>) -> Result<Matrix> {
+        let cols = self.shape[1];
+        let mut band = Matrix::zeros(rows.len(), cols);
+        let stride = cols * self.dtype.size();
+        widen(self.dtype, &self.raw.bytes()[rows.start * stride..rows.end * stride], band.data_mut());
+        match first_not_finite(band.data()) {
+            Some((i, value)) => Err(not_finite(&self.name, rows.start * cols + i, value)),
+            None => Ok(band),
+        }
     }
 }
 
@@ -215,6 +243,13 @@ impl Checkpoint {
             return Err(not_finite(name, i, value));
         }
         Ok(values)
+    }
+
+    /// Maps a floating-point matrix of just this shape.
+    pub fn raw_matrix(&self, name: &str, rows: usize, cols: usize) -> Result<RawMatrix<'_>> {
+        self.check_shape(name, &[rows, cols])?;
+        let (dtype, raw) = (self.dtype(name)?, self.raw(name)?);
+        Ok(RawMatrix { name: name.to_owned(), shape: [rows, cols], dtype, raw })
     }
 
     /// A matrix of just this shape, widened to f32.

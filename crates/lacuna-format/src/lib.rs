@@ -14,7 +14,7 @@ mod staging;
 mod tensor;
 mod tokenizer;
 
-pub use checkpoint::{Checkpoint, RawTensor, TensorInfo};
+pub use checkpoint::{Checkpoint, RawMatrix, RawTensor, TensorInfo};
 pub use error::{Error, Result};
 pub use header::{Header, read_header, read_json};
 pub use images::{ImageProcessor, RgbImage};

@@ -8,7 +8,9 @@ pub mod score;
 pub mod select;
 mod stats;
 
-use lacuna_core::{Error, Matrix, Packed, Pattern, Result, Scores, ValueType};
+use std::ops::Range;
+
+use lacuna_core::{Error, Matrix, Packed, Pattern, Scores, ValueType};
 use rayon::prelude::*;
 
 pub use score::Criterion;
@@ -17,6 +19,28 @@ pub use stats::{Stats, weight_energy};
 
 /// Weights that one thread works on at a time: they stay in its cache through all stages.
 const BAND_WEIGHTS: usize = 1 << 18;
+
+/// A weight that is looked at some rows at a time: a matrix, or a tensor of a file that is widened as it is read.
+pub trait Weight: Sync {
+    /// what goes wrong in reading or in pruning
+    type Error: From<Error> + Send;
+    /// Rows and columns.
+    fn shape(&self) -> [usize; 2];
+    /// A copy of some rows.
+    fn band(&self, rows: Range<usize>) -> Result<Matrix, Self::Error>;
+}
+
+impl Weight for Matrix {
+    type Error = Error;
+
+    fn shape(&self) -> [usize; 2] {
+        [self.rows(), self.cols()]
+    }
+
+    fn band(&self, rows: Range<usize>) -> Result<Matrix, Error> {
+        Ok(self.band(rows))
+    }
+}
 
 /// How a layer is pruned.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -58,16 +82,15 @@ struct Band {
 
 impl Method {
     /// Scores a weight, selects its mask, packs what is kept. `stats` may be missing only if the criterion needs none.
-    pub fn prune(&self, weight: &Matrix, stats: Option<&Stats>) -> Result<Pruned> {
+    pub fn prune<W: Weight>(&self, weight: &W, stats: Option<&Stats>) -> Result<Pruned, W::Error> {
         let scorer = self.criterion.scorer(weight, stats)?;
-        self.pattern.grid(weight.rows(), weight.cols())?;
+        let [rows, cols] = weight.shape();
+        self.pattern.grid(rows, cols)?;
         let v = self.pattern.v();
-        let rows = (BAND_WEIGHTS / weight.cols() / v).max(1) * v;
-        let starts: Vec<usize> = (0..weight.rows()).step_by(rows).collect();
+        let height = (BAND_WEIGHTS / cols / v).max(1) * v;
+        let starts: Vec<usize> = (0..rows).step_by(height).collect();
         let to_integers = self.values.integers().is_some();
-        let prune_band = |start: usize| {
-            let end = (start + rows).min(weight.rows());
-            let mut band = weight.band(start..end);
+        let prune_band = |start: usize, mut band: Matrix| {
             let scores = Scores::new(scorer.scores(start, &band))?;
             let mask = self.selection.select(&scores, self.pattern)?;
             let kept_score = mask.kept_sum(scores.matrix())?;
@@ -80,8 +103,13 @@ impl Method {
             let (lost_energy, rounding_energy) = (energy_of(&band), kept_energy_of(&band)?);
             Ok(Band { packed, kept_score, score: scores.sum(), lost_energy, energy, kept_energy, rounding_energy })
         };
-        let bands = starts.into_par_iter().map(|start| prune_band(start).map_err(|e: Error| e.in_rows_from(start)));
-        let bands = bands.collect::<Result<Vec<Band>>>()?;
+        let bands = starts.into_par_iter().map(|start| {
+            let band = weight.band(start..rows.min(start + height))?;
+            prune_band(start, band).map_err(|e: Error| e.in_rows_from(start).into())
+        });
+        // All of them, so that the error is that of the first rows whatever thread came first.
+        let bands: Vec<Result<Band, W::Error>> = bands.collect();
+        let bands = bands.into_iter().collect::<Result<Vec<Band>, _>>()?;
         let sum = |f: fn(&Band) -> f64| bands.iter().map(f).sum::<f64>();
         let share = |part: f64, whole: f64, empty: f64| if whole > 0.0 { part / whole } else { empty };
         let retained_score = share(sum(|b| b.kept_score), sum(|b| b.score), 1.0);

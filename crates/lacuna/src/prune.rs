@@ -5,6 +5,7 @@
 //! that a resumed run does just what an undisturbed one does.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread::ScopedJoinHandle;
@@ -13,9 +14,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use lacuna_core::{Matrix, Pattern, ValueType};
-use lacuna_format::{Checkpoint, LayerSparsity, METHOD, OutTensor, SPARSITY_KEY, Sparsity, Staging, VERSION};
+use lacuna_format::{
+    Checkpoint, LayerSparsity, METHOD, OutTensor, RawMatrix, SPARSITY_KEY, Sparsity, Staging, VERSION,
+};
 use lacuna_model::{Block, Config, Execution, LinearSpec, Sample, family};
-use lacuna_prune::{Criterion, Method, Selection, Stats};
+use lacuna_prune::{Criterion, Method, Selection, Stats, Weight};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -327,7 +330,7 @@ impl Job {
         let (mut tensors, mut reports) = (vec![], vec![]);
         for layer in layers {
             progress.set_message(layer.name.clone());
-            let weight = self.checkpoint.matrix(&layer.weight(), layer.rows, layer.cols)?;
+            let weight = Source(self.checkpoint.raw_matrix(&layer.weight(), layer.rows, layer.cols)?);
             let Options { criterion, selection, pattern, .. } = self.options;
             let method = Method { criterion, selection, pattern, values: self.value_type(layer)? };
             let pruned = method.prune(&weight, stats.of(layer)).with_context(|| format!("layer {}", layer.name))?;
@@ -434,7 +437,7 @@ impl Job {
         copy_companions(staging, self.checkpoint.dir())
     }
 
-    /// Estimate: the largest layer as f32 beside its scores and its packed form, or one block at work on a batch.
+    /// Estimate: the largest layer beside its packed form, or one block at work on a batch.
     fn peak_memory(&self, layers: &[PlannedLayer]) -> u64 {
         let weights = |l: &PlannedLayer| (l.shape[0] * l.shape[1]) as u64;
         let largest = layers.iter().map(weights).max().unwrap_or(0);
@@ -442,9 +445,9 @@ impl Job {
             let names: Vec<&str> = self.layers_of(part).iter().map(|l| l.name.as_str()).collect();
             layers.iter().filter(|l| names.contains(&l.name.as_str())).map(|l| l.bytes_after).sum::<u64>()
         });
-        // weight, scores, unpacked weight (4 bytes each), mapped source, packed block, its bytes to write and those of
-        // the block before it, which are being written
-        let pruning = largest * 16 + 3 * block_bytes.max().unwrap_or(0);
+        // mapped source (4 bytes at most), bands in hand and the packed layer; bytes to write of the block and of the one
+        // before it, which are being written
+        let pruning = largest * 8 + 2 * block_bytes.max().unwrap_or(0);
         if self.samples.is_empty() {
             return pruning;
         }
@@ -464,6 +467,21 @@ struct Written {
     /// how many shards were there already
     resumed_shards: usize,
     calibration_tokens: usize,
+}
+
+/// A weight as it lies in the checkpoint.
+struct Source<'a>(RawMatrix<'a>);
+
+impl Weight for Source<'_> {
+    type Error = anyhow::Error;
+
+    fn shape(&self) -> [usize; 2] {
+        self.0.shape()
+    }
+
+    fn band(&self, rows: Range<usize>) -> Result<Matrix> {
+        Ok(self.0.band(rows)?)
+    }
 }
 
 /// Statistics of the distinct inputs of some layers.

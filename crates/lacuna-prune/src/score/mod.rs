@@ -4,9 +4,9 @@ mod magnitude;
 mod ria;
 mod wanda;
 
-use lacuna_core::{Error, Matrix, Result};
+use lacuna_core::{Error, Matrix};
 
-use crate::Stats;
+use crate::{Stats, Weight};
 
 pub use ria::{Ria, RiaParts};
 
@@ -41,19 +41,20 @@ impl Criterion {
     }
 
     /// Makes ready to score rows of `weight`. Fails if statistics are needed and missing or belong to another input.
-    pub fn scorer(&self, weight: &Matrix, stats: Option<&Stats>) -> Result<Scorer> {
+    pub fn scorer<W: Weight>(&self, weight: &W, stats: Option<&Stats>) -> Result<Scorer, W::Error> {
+        let shape @ [_, cols] = weight.shape();
         let norms = match stats {
             Some(stats) => stats.norms(),
             None if self.needs_stats() => vec![],
-            None => vec![1.0; weight.cols()],
+            None => vec![1.0; cols],
         };
-        if norms.len() != weight.cols() {
-            return Err(Error::Length { what: "activation norms", want: weight.cols(), got: norms.len() });
+        if norms.len() != cols {
+            return Err(Error::Length { what: "activation norms", want: cols, got: norms.len() }.into());
         }
         Ok(match self {
-            Self::Magnitude => magnitude::scorer(weight),
-            Self::Wanda => wanda::scorer(weight, norms),
-            Self::Ria(ria) => ria.scorer(weight, &norms),
+            Self::Magnitude => magnitude::scorer(shape),
+            Self::Wanda => wanda::scorer(shape, norms),
+            Self::Ria(ria) => ria.scorer(weight, &norms)?,
         })
     }
 }
@@ -73,13 +74,12 @@ pub struct Scorer {
 impl Scorer {
     /// Scores of the rows from `start` on, given as a matrix of their own.
     pub fn scores(&self, start: usize, rows: &Matrix) -> Matrix {
-        let mut out = rows.clone();
+        let mut scores = Vec::with_capacity(rows.data().len());
         for i in 0..rows.rows() {
             let row = self.row[start + i];
-            for ((w, c), d) in out.row_mut(i).iter_mut().zip(&self.column).zip(&self.row_scale) {
-                *w = w.abs() * (c + row * d);
-            }
+            let factors = self.column.iter().zip(&self.row_scale);
+            scores.extend(rows.row(i).iter().zip(factors).map(|(w, (c, d))| w.abs() * (c + row * d)));
         }
-        out
+        Matrix::new(rows.rows(), rows.cols(), scores).expect("a score a weight")
     }
 }

@@ -2,9 +2,11 @@
 //! for Large Language Models", ICLR 2024, equation 4):
 //! `(|W_ij| / Σ_k |W_kj| + |W_ij| / Σ_k |W_ik|) · ‖X_j‖₂^a`.
 
-use lacuna_core::Matrix;
-
 use super::Scorer;
+use crate::Weight;
+
+/// Rows that are looked at at once.
+const ROWS: usize = 64;
 
 /// Which of the two relative importances count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,13 +36,17 @@ impl Default for Ria {
 
 impl Ria {
     /// `norms` is `‖X_j‖₂`, `[K]`. In a row or column of zeros, 0 / 0 counts as 0.
-    pub(super) fn scorer(self, weight: &Matrix, norms: &[f32]) -> Scorer {
-        let mut column_sums = vec![0.0_f64; weight.cols()];
-        let mut row_sums = vec![0.0_f64; weight.rows()];
-        for (row, row_sum) in row_sums.iter_mut().enumerate() {
-            for (w, column_sum) in weight.row(row).iter().zip(&mut column_sums) {
-                *column_sum += f64::from(w.abs());
-                *row_sum += f64::from(w.abs());
+    pub(super) fn scorer<W: Weight>(self, weight: &W, norms: &[f32]) -> Result<Scorer, W::Error> {
+        let [rows, cols] = weight.shape();
+        let mut column_sums = vec![0.0_f64; cols];
+        let mut row_sums = vec![0.0_f64; rows];
+        for (i, row_sums) in row_sums.chunks_mut(ROWS).enumerate() {
+            let band = weight.band(i * ROWS..i * ROWS + row_sums.len())?;
+            for (row, row_sum) in row_sums.iter_mut().enumerate() {
+                for (w, column_sum) in band.row(row).iter().zip(&mut column_sums) {
+                    *column_sum += f64::from(w.abs());
+                    *row_sum += f64::from(w.abs());
+                }
             }
         }
         let inverse = |sums: Vec<f64>, counts: bool| -> Vec<f32> {
@@ -50,6 +56,6 @@ impl Ria {
         let by_row = inverse(row_sums, self.parts != RiaParts::Column);
         let activation: Vec<f32> = norms.iter().map(|n| n.powf(self.exponent)).collect();
         let column = by_column.iter().zip(&activation).map(|(c, a)| c * a).collect();
-        Scorer { column, row: by_row, row_scale: activation }
+        Ok(Scorer { column, row: by_row, row_scale: activation })
     }
 }
