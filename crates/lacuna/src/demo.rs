@@ -107,8 +107,8 @@ fn measure(shown: &mut Shown, variant: &str, dir: &Path, held_out: &Path, linear
     let model = Decoder::load(&checkpoint, &config, Execution::EXACT)?;
     let protocol = Protocol::Document { context: config.max_positions };
     let found = score(&model, &sequences(held_out, &tokenizer, protocol, &config)?, &ProgressBar::hidden())?;
-    let settings = Settings { prompt: 128, decode: 32, batch: 1, activations: None, rounds: 5 };
-    let rates = bench(dir, settings, &ProgressBar::hidden())?;
+    let settings = Settings { prompt: 128, decode: 32, batch: 1, activations: None, rounds: 5, engines: vec![] };
+    let rates = bench(dir, &settings, &ProgressBar::hidden())?;
     // The last row of a phase is the variant's own: dense alone, or sparse after dense.
     let rate = |phase: &str| rates.iter().rev().find(|r| r.phase == phase).map_or(0.0, |r| r.tokens_per_second);
     shown.rows.push(Row {

@@ -31,12 +31,16 @@ pub(super) struct Args {
     /// Timed rounds; the median counts
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = super::positive)]
     rounds: usize,
+    /// Command line of a rival engine (bench/engines/README.md), words between blanks; may be given again. With a model it
+    /// is one for whole encoders, and is given the dense export of the same model
+    #[arg(long, value_name = "COMMAND")]
+    engine: Vec<String>,
     #[command(flatten)]
     kernels: kernel_bench::KernelArgs,
 }
 
 pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
-    let Some(model) = &args.model else { return kernel_bench::run(&args.kernels, ui) };
+    let Some(model) = &args.model else { return kernel_bench::run(&args.kernels, &args.engine, ui) };
     let progress = ui.progress("bench", 0);
     let settings = Settings {
         prompt: args.prompt_tokens,
@@ -44,18 +48,22 @@ pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
         batch: args.batch,
         activations: args.activations.map(Into::into),
         rounds: args.rounds,
+        engines: args.engine.clone(),
     };
-    let rows = bench(model, settings, &progress)?;
+    let rows = bench(model, &settings, &progress)?;
     progress.finish_and_clear();
     let threads = rayon::current_num_threads();
     ui.result(&json!({ "rows": rows, "threads": threads, "batch": args.batch }), || {
         let row = |r: &lacuna::bench::Row| {
             let rate = format!("{:.1}", r.tokens_per_second);
             let items = format!("{:.2}", r.items_per_second);
-            vec![r.phase.to_owned(), r.variant.to_owned(), rate, items, format!("{:.2}", r.ratio_to_dense)]
+            let contestant = format!("{} {}", r.engine, r.variant);
+            let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+            let (to_dense, to_rival) = (ratio(Some(r.ratio_to_dense)), ratio(r.ratio_to_rival));
+            vec![r.phase.to_owned(), contestant, rate, items, to_dense, to_rival]
         };
         let rows: Vec<Vec<String>> = rows.iter().map(row).collect();
-        table(&["phase", "variant", "tokens/s", "items/s", "ratio to dense"], &rows)
+        table(&["phase", "contestant", "tokens/s", "items/s", "to our dense", "to fastest rival"], &rows)
     });
     Ok(())
 }

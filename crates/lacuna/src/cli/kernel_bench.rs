@@ -43,9 +43,6 @@ pub(super) struct KernelArgs {
     #[arg(long, conflicts_with = "model", value_name = "N", value_delimiter = ',', value_parser = super::positive,
         default_value = "1,4,16,64,256,1024")]
     tokens: Vec<usize>,
-    /// Command line of a rival engine (bench/engines/README.md), words between blanks; may be given again
-    #[arg(long, conflicts_with = "model", value_name = "COMMAND")]
-    engine: Vec<String>,
     /// Seconds for which each contestant of a case is timed at least, twice
     #[arg(long, conflicts_with = "model", value_name = "SECONDS", value_parser = seconds, default_value = "0.2")]
     min_seconds: f64,
@@ -89,13 +86,13 @@ impl From<ValuesName> for ValueType {
     }
 }
 
-pub(super) fn run(args: &KernelArgs, ui: &Ui) -> Result<()> {
+pub(super) fn run(args: &KernelArgs, engines: &[String], ui: &Ui) -> Result<()> {
     let settings = Settings {
         shapes: Shape::merged(args.shapes.iter().flatten().cloned()),
         patterns: args.patterns.clone(),
         values: args.values.iter().map(|&name| name.into()).collect(),
         tokens: args.tokens.clone(),
-        engines: args.engine.clone(),
+        engines: engines.to_vec(),
         min_seconds: args.min_seconds,
         seed: ui.seed,
     };

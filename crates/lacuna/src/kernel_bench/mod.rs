@@ -3,7 +3,6 @@
 //! A case is a weight's shape, a number of tokens and a type of values. Its contestants take turns: all are timed, then
 //! all once more, and each keeps its better round, so that what else a shared machine does hits them alike.
 
-mod engine;
 mod own;
 mod report;
 mod shapes;
@@ -13,13 +12,14 @@ use std::fmt;
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;
 use lacuna_core::{Matrix, Pattern, ValueType};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde_json::{Value, json};
 
-use self::engine::Engine;
 use self::own::{Own, limit, normal, shape_seed};
 pub use self::report::{Csv, cpu, today};
 pub use self::shapes::{Shape, known as known_shapes};
 use crate::UsageError;
+use crate::engine::{Engine, Timing};
 
 /// Up to so many tokens a product is timed over different copies of its weight, so that each comes from memory.
 const ROTATED_TOKENS: usize = 16;
@@ -90,18 +90,17 @@ struct Case {
     value_type: &'static str,
 }
 
+impl Case {
+    fn request(&self, min_seconds: f64) -> Value {
+        let Self { rows, cols, tokens, value_type } = *self;
+        json!({ "rows": rows, "cols": cols, "tokens": tokens, "value_type": value_type, "min_seconds": min_seconds })
+    }
+}
+
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}x{}, {} tokens, {}", self.rows, self.cols, self.tokens, self.value_type)
     }
-}
-
-/// How long one product takes.
-#[derive(Debug, Clone, Deserialize)]
-struct Timing {
-    seconds: f64,
-    minimum: f64,
-    variant: String,
 }
 
 /// Times all cases; `each` sees every row as soon as its case is done.
@@ -161,7 +160,7 @@ fn contest(
         let mut still = vec![];
         let mut still_times = vec![];
         for (engine, mut time) in engines.into_iter().zip(engine_times) {
-            if let Some(timing) = engine.time(&case, min_seconds)? {
+            if let Some(timing) = engine.time(&case.request(min_seconds), &case)? {
                 keep_better(&mut time, timing);
                 still.push(engine);
                 still_times.push(time);

@@ -1,17 +1,27 @@
 //! Rival engines: child processes that speak the protocol of `bench/engines/README.md`.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::Value;
 
-use super::{Case, Timing};
+/// How long one product, or one batch, takes.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Timing {
+    /// the median
+    pub(crate) seconds: f64,
+    /// the least
+    pub(crate) minimum: f64,
+    /// our kernel, or an engine's way
+    pub(crate) variant: String,
+}
 
 /// An engine that runs; it ends with this.
-pub(super) struct Engine {
+pub(crate) struct Engine {
     /// as the user gave it
     command: String,
     hello: Hello,
@@ -39,7 +49,7 @@ enum Answer {
 
 impl Engine {
     /// Starts `command`, words between blanks, with the number of threads as its last words.
-    pub(super) fn start(command: &str, threads: usize) -> Result<Self> {
+    pub(crate) fn start(command: &str, threads: usize) -> Result<Self> {
         let mut words = command.split_whitespace();
         let Some(program) = words.next() else { bail!("engine '{command}' cannot start: it names no program") };
         // A file, not a pipe: nobody has to read along, and libraries are talkative.
@@ -62,26 +72,22 @@ impl Engine {
     }
 
     /// What it calls itself.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.hello.engine
     }
 
-    /// Whether it has products of that type at all.
-    pub(super) fn offers(&self, value_type: &str) -> bool {
+    /// Whether it has anything of that type at all.
+    pub(crate) fn offers(&self, value_type: &str) -> bool {
         self.hello.value_types.iter().any(|offered| offered == value_type)
     }
 
-    /// Lets it time a case; none if it has no such product.
-    pub(super) fn time(&mut self, case: &Case, min_seconds: f64) -> Result<Option<Timing>> {
-        let Case { rows, cols, tokens, value_type } = *case;
-        let request = json!({
-            "rows": rows, "cols": cols, "tokens": tokens, "value_type": value_type, "min_seconds": min_seconds,
-        });
+    /// Lets it time a case, which `what` names; none if it has no such case.
+    pub(crate) fn time(&mut self, request: &Value, what: &dyn Display) -> Result<Option<Timing>> {
         // If it has ended, reading says so, and why.
         let _ = writeln!(self.requests, "{request}").and_then(|()| self.requests.flush());
-        match self.read().map_err(|e| anyhow!("engine '{}' at {case}: {e}", self.command))? {
+        match self.read().map_err(|e| anyhow!("engine '{}' at {what}: {e}", self.command))? {
             Answer::Timing(timing) if timing.seconds > 0.0 && timing.minimum > 0.0 => Ok(Some(timing)),
-            Answer::Timing(timing) => bail!("engine '{}' at {case}: {timing:?} is no time", self.command),
+            Answer::Timing(timing) => bail!("engine '{}' at {what}: {timing:?} is no time", self.command),
             Answer::Unsupported { .. } => Ok(None),
         }
     }

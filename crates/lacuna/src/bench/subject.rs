@@ -1,0 +1,129 @@
+//! Models in memory, and what is timed of them.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use lacuna_core::Matrix;
+use lacuna_format::Checkpoint;
+use lacuna_model::{Cache, Config, Decoder, Execution, TextEncoder, VisionEncoder};
+use serde_json::{Value, json};
+
+use super::Settings;
+use crate::UsageError;
+
+/// A model in memory with the batch that it is given, the one of `bench/engines/README.md`.
+pub(super) enum Subject {
+    Decoder(Decoder, Vec<Vec<u32>>),
+    Text(TextEncoder, Vec<Vec<u32>>),
+    Vision(VisionEncoder, Vec<Vec<f32>>),
+}
+
+/// Refuses sequences that are longer than the model takes.
+pub(super) fn check_lengths(config: &Config, settings: &Settings) -> Result<(), UsageError> {
+    let Settings { prompt, decode, .. } = *settings;
+    match config {
+        Config::Decoder(config) if prompt + decode > config.max_positions => {
+            let (asked, max) = (prompt + decode, config.max_positions);
+            Err(UsageError(format!("--prompt-tokens and --decode-tokens ask for {asked}; this model takes {max}")))
+        }
+        Config::Text(config) if prompt > config.positions() => {
+            Err(UsageError(format!("--prompt-tokens asks for {prompt}; this model takes {}", config.positions())))
+        }
+        Config::Decoder(_) if !settings.engines.is_empty() => {
+            Err(UsageError("--engine with a model is for encoders; decoders are timed by `bench/run.sh`".to_owned()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Phases of a model, with the tokens of each over the whole batch.
+pub(super) fn phases(config: &Config, settings: &Settings) -> Vec<(&'static str, usize)> {
+    let Settings { prompt, decode, batch, .. } = *settings;
+    match config {
+        Config::Decoder(_) => vec![("prefill", prompt * batch), ("decode", decode * batch)],
+        Config::Text(_) => vec![("encode", prompt * batch)],
+        Config::Vision(config) => vec![("encode", config.tokens() * batch)],
+    }
+}
+
+/// What a rival engine is asked for to do the same.
+pub(super) fn request(config: &Config, settings: &Settings, value_type: &str) -> Value {
+    let mut request = json!({ "value_type": value_type, "batch": settings.batch, "min_seconds": 0 });
+    if let Config::Text(_) = config {
+        request["tokens"] = json!(settings.prompt);
+    }
+    request
+}
+
+impl Subject {
+    pub(super) fn load(
+        checkpoint: &Checkpoint,
+        config: &Config,
+        execution: Execution,
+        settings: &Settings,
+    ) -> Result<Self> {
+        let tokens = |vocab: usize| {
+            let token = |b: usize, t: usize| 2 + (7919 * b + 104_729 * t) % (vocab - 2).max(1);
+            let text = |b: usize| (0..settings.prompt).map(|t| token(b, t) as u32 % vocab as u32).collect();
+            (0..settings.batch).map(text).collect()
+        };
+        Ok(match config {
+            Config::Decoder(config) => {
+                Self::Decoder(Decoder::load(checkpoint, config, execution)?, tokens(config.vocab_size))
+            }
+            Config::Text(config) => {
+                Self::Text(TextEncoder::load(checkpoint, config, execution)?, tokens(config.vocab_size))
+            }
+            Config::Vision(config) => {
+                let size = config.pixels();
+                let pixel = |i: usize| (7919 * i % 65536) as f32 / 32768.0 - 1.0;
+                let image = |b: usize| (b * size..(b + 1) * size).map(pixel).collect();
+                let images = (0..settings.batch).map(image).collect();
+                Self::Vision(VisionEncoder::load(checkpoint, config, execution)?, images)
+            }
+        })
+    }
+
+    /// Seconds of each phase.
+    pub(super) fn time(&self, decode: usize) -> Vec<f64> {
+        match self {
+            Self::Decoder(model, prompts) => {
+                let mut caches = vec![Cache::new(model.config()); prompts.len()];
+                let mut step = |inputs: &[Vec<u32>]| {
+                    let mut inputs: Vec<_> = inputs.iter().map(Vec::as_slice).zip(&mut caches).collect();
+                    let hidden = model.forward(&mut inputs);
+                    let per_sequence = hidden.cols() / prompts.len();
+                    let last: Vec<usize> = (1..=prompts.len()).map(|s| s * per_sequence - 1).collect();
+                    std::hint::black_box(model.logits(&hidden, &last));
+                };
+                let prefill = seconds(|| step(prompts));
+                let next = |i: usize| prompts.iter().map(|prompt| vec![prompt[i % prompt.len()]]).collect::<Vec<_>>();
+                vec![prefill, seconds(|| (0..decode).for_each(|i| step(&next(i))))]
+            }
+            Self::Text(model, texts) => {
+                let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
+                vec![seconds(|| drop(std::hint::black_box(model.embed(&texts))))]
+            }
+            Self::Vision(model, images) => {
+                let images: Vec<&[f32]> = images.iter().map(Vec::as_slice).collect();
+                vec![seconds(|| drop(std::hint::black_box(model.logits(&images))))]
+            }
+        }
+    }
+
+    /// What an encoder makes of the batch, as a rival gives it: the vectors of all tokens, or logits.
+    pub(super) fn answer(&self) -> Matrix {
+        match self {
+            Self::Decoder(..) => Matrix::zeros(0, 0),
+            Self::Text(model, texts) => model.forward(&texts.iter().map(Vec::as_slice).collect::<Vec<_>>()),
+            Self::Vision(model, images) => model.logits(&images.iter().map(Vec::as_slice).collect::<Vec<_>>()),
+        }
+        .transposed()
+    }
+}
+
+fn seconds(run: impl FnOnce()) -> f64 {
+    let started = Instant::now();
+    run();
+    started.elapsed().as_secs_f64()
+}
