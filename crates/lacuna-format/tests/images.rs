@@ -111,8 +111,13 @@ fn broken_images_are_refused_by_name() {
     let mut bomb = png.clone();
     bomb[16..24].copy_from_slice(&[0, 0, 0xea, 0x60, 0, 0, 0xea, 0x60]);
     bomb[29..33].copy_from_slice(&BOMB_CHECKSUM);
+    // The first channel of a CMYK image on a finer grid than the others.
+    let mut subsampled = fs::read(golden("cmyk.jpg")).unwrap();
+    let frame = subsampled.windows(2).position(|marker| marker == [0xff, 0xc0]).unwrap();
+    subsampled[frame + 11] = 0x22;
     for (name, bytes) in [
-        ("empty.jpg", &[][..]),
+        ("subsampled.jpg", &subsampled[..]),
+        ("empty.jpg", &[]),
         ("text.png", b"not an image"),
         ("cut.jpg", &jpeg[..jpeg.len() / 2]),
         ("cut.png", &png[..png.len() / 2]),

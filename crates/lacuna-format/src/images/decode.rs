@@ -7,7 +7,6 @@
 use std::io::Cursor;
 use std::path::Path;
 
-use libjpeg_turbo_rs::common::types::ComponentInfo;
 use libjpeg_turbo_rs::{DecodeLimits, Decoder, PixelFormat};
 use png::{BitDepth, ColorType, Transformations};
 
@@ -75,16 +74,12 @@ fn jpeg(file: &[u8]) -> std::result::Result<RgbImage, String> {
     if header.precision != 8 {
         return Err(format!("a JPEG of {} bits a channel; convert it to 8 bits", header.precision));
     }
-    // The decoder counts on the first channel having the finest grid and on the others fitting into it.
-    let [first, rest @ ..] = header.components.as_slice() else { return Err(broken("it has no channels")) };
-    let fits = |channel: &ComponentInfo| {
-        first.horizontal_sampling.is_multiple_of(channel.horizontal_sampling)
-            && first.vertical_sampling.is_multiple_of(channel.vertical_sampling)
-    };
-    if !rest.iter().all(fits) {
-        return Err("a JPEG with unusual sampling factors; save it again with another program".to_owned());
-    }
     let four_inks = header.components.len() == 4;
+    // Of four channels that are sampled differently the decoder makes wrong pixels, or it panics.
+    let sampling = header.components.iter().map(|channel| (channel.horizontal_sampling, channel.vertical_sampling));
+    if four_inks && !sampling.clone().zip(sampling.skip(1)).all(|(one, next)| one == next) {
+        return Err("a CMYK JPEG with subsampled channels; save it as RGB".to_owned());
+    }
     decoder.set_output_format(if four_inks { PixelFormat::Cmyk } else { PixelFormat::Rgb });
     let levels = decoder.decode_image().map_err(broken)?.data;
     RgbImage::new(size, if four_inks { levels.chunks_exact(4).flat_map(cmyk).collect() } else { levels })
