@@ -1,9 +1,10 @@
 //! Resizing of RGB8 images, `[height, width, 3]`, to the level as Pillow does it.
 //!
 //! An output pixel is a weighted mean of input pixels; where the image shrinks, the filter widens by the same factor, so
-//! that every input pixel counts. Columns first, then rows, as up to Pillow 12 (13 changes the order for some tall images);
-//! weights are fixed-point numbers of 22 bits, and levels are rounded to 8 bits between the two passes. `fast_image_resize` would be faster, but its weights are coarser: 16 % of the
-//! levels of photographs differ from Pillow's, some by more than 5.
+//! that every input pixel counts. Columns first, then rows, as up to Pillow 12 (13 changes the order for some tall
+//! images); weights are fixed-point numbers of 22 bits, and levels are rounded to 8 bits between the two passes.
+//! `fast_image_resize` is the library for this, but 16 % of its levels differ from Pillow's on photographs, some by 5 or
+//! more.
 
 use super::RgbImage;
 
