@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use lacuna_core::Matrix;
-use lacuna_format::{Checkpoint, ImageProcessor, Tokenizer};
+use lacuna_format::{Checkpoint, Tokenizer};
 use lacuna_model::{Block, BlockConfig, Config, DecoderConfig, Observer, Positions, Sample};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -46,8 +46,8 @@ impl Calibration {
                 let sentences = self.shuffled(read_sentences(&self.data)?);
                 sentences.iter().map(|s| Ok(Sample::Tokens(tokenizer.encode_with_specials(s, length)?))).collect()
             }
-            Config::Vision(_) => {
-                let processor = ImageProcessor::open(model)?;
+            Config::Vision(vision) => {
+                let processor = images::processor(model, vision)?;
                 let files = self.shuffled(images::files(&self.data, Split::Calibration)?);
                 files.par_iter().map(|file| Ok(Sample::Pixels(processor.pixels(file)?))).collect()
             }

@@ -1,8 +1,11 @@
-//! Folders of images: which files they hold, what each shows, and the part of them that calibration may see.
+//! Folders of images: which files they hold, what each shows, and the part of them that calibration may see; models for
+//! them.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use lacuna_format::{Checkpoint, ImageProcessor};
+use lacuna_model::{Execution, VisionConfig, VisionEncoder};
 use serde::Serialize;
 
 /// One image in so many belongs to the calibration split.
@@ -43,6 +46,9 @@ impl Split {
 
 /// JPEG and PNG files of a folder and of the folders in it, by name.
 pub fn files(folder: &Path, split: Split) -> Result<Vec<PathBuf>> {
+    if folder.is_file() {
+        bail!("{}: is a file; give a folder of images", folder.display());
+    }
     let mut files = vec![];
     for path in entries(folder)? {
         if path.is_dir() {
@@ -82,6 +88,32 @@ pub fn class_of(path: &Path, labels: &[String]) -> Result<usize> {
         let rule = "the file or its folder must be named by the number of its class or its label";
         format!("{}: its class is not known; {rule} (the model has {classes})", path.display())
     })
+}
+
+/// What is done to images before a model sees them. Refuses a checkpoint whose model takes another size than that makes.
+pub fn processor(model: &Path, config: &VisionConfig) -> Result<ImageProcessor> {
+    let processor = ImageProcessor::open(model)?;
+    let ([height, width], [tall, wide]) = (processor.size(), config.image);
+    let (made, taken) = ([3, height, width], [config.channels, tall, wide]);
+    if made != taken {
+        let sizes =
+            format!("its image processor makes {made:?} (channels, height, width), config.json asks for {taken:?}");
+        bail!("{}: {sizes}; copy the preprocessor_config.json of the original checkpoint here", model.display());
+    }
+    Ok(processor)
+}
+
+/// An image classifier, and what is done to images before it sees them. Refuses a checkpoint without classes.
+pub fn classifier(
+    checkpoint: &Checkpoint,
+    config: &VisionConfig,
+    execution: Execution,
+) -> Result<(ImageProcessor, VisionEncoder)> {
+    let dir = checkpoint.dir();
+    if config.names.heads.is_empty() {
+        bail!("{}: has no classifier; give a checkpoint with one", dir.display());
+    }
+    Ok((processor(dir, config)?, VisionEncoder::load(checkpoint, config, execution)?))
 }
 
 #[cfg(test)]

@@ -34,7 +34,11 @@ pub fn read_sentences(path: &Path) -> Result<Vec<String>> {
         "csv" | "tsv" => read_pairs(path)?.into_iter().flat_map(|pair| pair.sentences).collect(),
         _ => read_documents(path)?.iter().flat_map(|text| text.lines().map(|line| line.trim().to_owned())).collect(),
     };
-    Ok(sentences.into_iter().filter(|sentence| !sentence.is_empty()).collect())
+    let sentences: Vec<String> = sentences.into_iter().filter(|sentence| !sentence.is_empty()).collect();
+    if sentences.is_empty() {
+        bail!("{}: holds no text; give a file with some", path.display());
+    }
+    Ok(sentences)
 }
 
 /// Two sentences and how alike people found them.
@@ -68,6 +72,9 @@ pub fn read_pairs(path: &Path) -> Result<Vec<ScoredPair>> {
 }
 
 fn read_text(path: &Path) -> Result<String> {
+    if path.is_dir() {
+        bail!("{}: is a folder; give a file of text", path.display());
+    }
     let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();

@@ -28,7 +28,14 @@ pub(super) fn score(
     }
     let mut tokens = vec![];
     for sentence in pairs.iter().flat_map(|pair| &pair.sentences) {
-        tokens.push(tokenizer.encode_with_specials(sentence, max_tokens)?);
+        let own = tokenizer.encode_with_specials(sentence, max_tokens)?;
+        if own.is_empty() {
+            bail!(
+                "{}: the sentence '{sentence}' has no tokens, so it has no vector; leave its pair out",
+                file.display()
+            );
+        }
+        tokens.push(own);
     }
     progress.set_length(tokens.len() as u64);
     let mut vectors = vec![];

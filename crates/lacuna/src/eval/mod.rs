@@ -8,12 +8,12 @@ use std::path::Path;
 
 use anyhow::Result;
 use indicatif::ProgressBar;
-use lacuna_format::{Checkpoint, ImageProcessor, Tokenizer};
-use lacuna_model::{Activations, Config, Decoder, Execution, TextEncoder, VisionEncoder, family};
+use lacuna_format::{Checkpoint, Tokenizer};
+use lacuna_model::{Activations, Config, Decoder, Execution, TextEncoder, family};
 use serde::Serialize;
 
 use crate::UsageError;
-use crate::images::Split;
+use crate::images::{Split, classifier};
 pub use perplexity::{Protocol, score, sequences};
 
 /// Tokens of a sentence at most, unless told otherwise: the protocol of the STS benchmark's published figures.
@@ -172,8 +172,7 @@ pub fn evaluate(model: &Path, data: &Path, settings: &Settings, bar: &ProgressBa
         }
         Config::Vision(config) => {
             let split = settings.split.map_or_else(|| split_of(&[model]), Ok)?;
-            let processor = ImageProcessor::open(model)?;
-            let classifier = VisionEncoder::load(&checkpoint, config, execution)?;
+            let (processor, classifier) = classifier(&checkpoint, config, execution)?;
             classify_images::score(&classifier, &processor, data, split, bar)
         }
     }

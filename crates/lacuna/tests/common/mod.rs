@@ -1,5 +1,7 @@
 //! A tiny random LLaMA-like checkpoint in a temporary directory, ways to damage it, a way to run `lacuna` beside it.
-#![allow(dead_code)] // each test file uses its own part
+#![allow(dead_code, unused_imports)] // each test file uses its own part
+
+mod encoders;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,6 +14,8 @@ use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+pub use encoders::{CLASSES, IMAGES, PAIRS};
 
 pub const VOCAB: usize = 60;
 pub const CONTEXT: usize = 64;

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use lacuna::UsageError;
-use lacuna::images::{Split, files};
-use lacuna_format::{Checkpoint, ImageProcessor};
-use lacuna_model::{Execution, VisionConfig, VisionEncoder};
+use lacuna::images::{Split, classifier, files};
+use lacuna_format::Checkpoint;
+use lacuna_model::{Execution, VisionConfig};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
@@ -30,12 +30,11 @@ pub(super) fn run(
         let problem = format!("--file {}: images are given one by one or by their folder", file.display());
         return Err(UsageError(problem).into());
     }
-    let processor = ImageProcessor::open(&args.model)?;
     let mut paths: Vec<PathBuf> = vec![];
     for input in args.inputs.iter().map(Path::new) {
         if input.is_dir() { paths.extend(files(input, Split::All)?) } else { paths.push(input.to_owned()) }
     }
-    let classifier = VisionEncoder::load(checkpoint, config, execution)?;
+    let (processor, classifier) = classifier(checkpoint, config, execution)?;
     let (mut outputs, mut preparing, mut running) = (vec![], Duration::ZERO, Duration::ZERO);
     for paths in paths.chunks(BATCH) {
         let started = Instant::now();

@@ -99,7 +99,7 @@ pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
         Config::Vision(_) => TaskName::Classify,
     };
     if args.task.is_some_and(|task| task != own) {
-        let problem = format!("--task does not fit {}: it {}", args.model.display(), config.purpose());
+        let problem = format!("--task does not fit {}: it {}, so leave it out", args.model.display(), config.purpose());
         return Err(UsageError(problem).into());
     }
     let activations = args.activations.map_or_else(|| native_activations(&checkpoint, &config), Into::into);
