@@ -84,7 +84,9 @@ fn modules_of_sentence_transformers() {
         tiny.edit_json("model/1_Pooling/config.json", |config| {
             *config = pooling.clone();
             config["pooling_mode_mean_tokens"] = json!(false);
-            modes.iter().for_each(|mode| config[format!("pooling_mode_{mode}")] = json!(true));
+            for mode in modes {
+                config[format!("pooling_mode_{mode}")] = json!(true);
+            }
         });
         all_refuse(&tiny, &[&["model/1_Pooling/config.json: "], words].concat());
     };
