@@ -49,7 +49,8 @@ pub(super) struct Args {
     /// Kept values of a row under one scale, for --values int8 or int4 [default: 32]
     #[arg(long, value_enum, value_name = "N")]
     scale_group: Option<ScaleGroupName>,
-    /// Only modules that match this glob, or regular expression after `re:` [default: all linear layers but lm_head]
+    /// Only modules that match this glob, or regular expression after `re:` [default: all linear layers but
+    /// those behind the blocks: lm_head, classifiers]
     #[arg(long, value_name = "PATTERN")]
     include: Vec<String>,
     /// No modules that match this glob, or regular expression after `re:`
