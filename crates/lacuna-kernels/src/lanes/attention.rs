@@ -102,10 +102,7 @@ pub(super) unsafe fn attend<I: Isa, W: Word<I>>(head: &Head, out: &mut [&mut [f3
     }
     let mut values = Aligned::<u32>::scratch(dim * positions);
     for (d, words) in values.chunks_exact_mut(positions).enumerate() {
-        let row = &head.values[d * stride..d * stride + len];
-        for (word, pair) in words.iter_mut().zip(row.chunks(W::VALUES)) {
-            *word = W::word(pair[0], pair.get(1).copied().unwrap_or(0.0));
-        }
+        pair_columns::<I, W>(&head.values[d * stride..d * stride + len], words);
     }
     let units = len.div_ceil(UNIT);
     let widest = if I::WIDE { 4 } else { 1 };
@@ -142,6 +139,24 @@ fn pair_rows<I: Isa, W: Word<I>>(x: &[f32], stride: usize, row: usize, rows: usi
         for (word, a) in words.iter_mut().zip(one) {
             *word = W::word(a * scale, 0.0);
         }
+    }
+}
+
+/// Words of a row, along it.
+#[inline(always)]
+fn pair_columns<I: Isa, W: Word<I>>(row: &[f32], words: &mut [u32]) {
+    if W::VALUES == 1 {
+        for (word, value) in words.iter_mut().zip(row) {
+            *word = W::word(*value, 0.0);
+        }
+        return;
+    }
+    let (pairs, rest) = row.as_chunks::<2>();
+    for (word, [a, b]) in words.iter_mut().zip(pairs) {
+        *word = W::word(*a, *b);
+    }
+    if let ([last], Some(word)) = (rest, words.last_mut()) {
+        *word = W::word(*last, 0.0);
     }
 }
 

@@ -274,7 +274,9 @@ unsafe fn run<I: Isa, P: Product<I> + Prefill<I, Input = <P as Product<I>>::Inpu
         unsafe {
             match input.width / I::LANES {
                 2 => prefill::run::<I, P, 2>(layout, tile, input, y, tokens),
+                3 => prefill::run::<I, P, 3>(layout, tile, input, y, tokens),
                 4 => prefill::run::<I, P, 4>(layout, tile, input, y, tokens),
+                6 => prefill::run::<I, P, 6>(layout, tile, input, y, tokens),
                 8 => prefill::run::<I, P, 8>(layout, tile, input, y, tokens),
                 other => unreachable!("{other} vectors"),
             }
