@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use lacuna_core::Matrix;
+use lacuna_kernels::attention::{Head, Kernel};
 use lacuna_kernels::dense::{View, matmul};
 use rayon::prelude::*;
 
@@ -48,7 +49,7 @@ impl LayerCache {
 }
 
 /// The tokens of one sequence in a batch, one head.
-struct Head<'a> {
+struct Pieces<'a> {
     /// `[new tokens, D]`
     queries: View<'a>,
     /// keys and values of all tokens so far, `[positions, D]`
@@ -56,7 +57,7 @@ struct Head<'a> {
     values: View<'a>,
 }
 
-impl Head<'_> {
+impl Pieces<'_> {
     /// `out[D][new tokens]`; a causal token at position `p` sees `p − window < j ≤ p`, others see all.
     fn attend(&self, causal: bool, window: Option<usize>, out: &mut [&mut [f32]]) {
         let ([new, dim], [positions, _]) = (self.queries.shape(), self.keys.shape());
@@ -98,11 +99,13 @@ impl Head<'_> {
 }
 
 /// Lets every new token look at what it may see, `out[heads · D, T]`. With `caches`, one a sequence, that includes what
-/// is in them, and the new keys and values are added to them first.
-pub(crate) fn attend(
+/// is in them, and the new keys and values are added to them first. The kernel is for whole sequences that see all of
+/// themselves; without one, and for others, products by the `gemm` crate.
+pub(crate) fn attend<'a>(
     config: &BlockConfig,
+    kernel: Option<Kernel>,
     window: Option<usize>,
-    [q, k, v]: [&[f32]; 3],
+    [q, k, v]: [&'a [f32]; 3],
     lengths: &[usize],
     mut caches: Option<&mut [&mut LayerCache]>,
 ) -> Matrix {
@@ -117,7 +120,7 @@ pub(crate) fn attend(
     }
     let caches = caches.as_deref();
     let (dim, group) = (config.head_dim, config.heads / config.kv_heads);
-    let head_of = |sequence: usize, head: usize| {
+    let pieces_of = |sequence: usize, head: usize| {
         // Feature-major, so one token's features are a whole row of tokens apart.
         let place = |head: usize| head * dim * tokens + starts[sequence];
         let (shape, strides) = ([lengths[sequence], dim], [1, tokens]);
@@ -134,7 +137,7 @@ pub(crate) fn attend(
                 (keys, values)
             }
         };
-        Head { queries: View::new(&q[place(head)..], shape, strides), keys, values }
+        Pieces { queries: View::new(&q[place(head)..], shape, strides), keys, values }
     };
     // One job a head and sequence: its features, a piece of each of the head's rows.
     let mut jobs: Vec<(usize, usize, Vec<&mut [f32]>)> = vec![];
@@ -149,9 +152,14 @@ pub(crate) fn attend(
             }
         }
     }
-    let causal = matches!(config.view, Sight::Past { .. });
-    let run = |(head, sequence, mut out): (usize, usize, Vec<&mut [f32]>)| {
-        head_of(sequence, head).attend(causal, window, &mut out);
+    let whole = kernel.filter(|_| config.view == Sight::All && caches.is_none());
+    let run = |(head, sequence, mut out): (usize, usize, Vec<&mut [f32]>)| match whole {
+        Some(kernel) => {
+            let from = |data: &'a [f32], head: usize| &data[head * dim * tokens + starts[sequence]..];
+            let (queries, keys, values) = (from(q, head), from(k, head / group), from(v, head / group));
+            kernel.attend(&Head { queries, keys, values, stride: tokens, dim, len: lengths[sequence] }, &mut out);
+        }
+        None => pieces_of(sequence, head).attend(config.view != Sight::All, window, &mut out),
     };
     let seen = |sequence: usize| caches.map_or(lengths[sequence], |caches| caches[sequence].keys[0].len() / dim);
     let work: usize = (0..lengths.len()).map(|sequence| lengths[sequence] * seen(sequence)).sum();

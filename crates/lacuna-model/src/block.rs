@@ -2,6 +2,7 @@
 
 use lacuna_core::Matrix;
 use lacuna_format::{Checkpoint, Result};
+use lacuna_kernels::attention::{Kernel, kernels};
 
 use crate::attention::{LayerCache, attend};
 use crate::buffers::give;
@@ -43,6 +44,7 @@ impl Positions {
 pub struct Block {
     config: BlockConfig,
     window: Option<usize>,
+    attention: Option<Kernel>,
     attention_norm: Norm,
     mlp_norm: Norm,
     linears: BlockLinears<Linear>,
@@ -60,6 +62,7 @@ impl Block {
                 View::All => None,
                 View::Past { windows, .. } => windows[layer],
             },
+            attention: kernels(execution.activations).next(),
             attention_norm: norm(attention_norm)?,
             mlp_norm: norm(mlp_norm)?,
             linears: config.block_linears(layer).try_map(|spec| Linear::load(checkpoint, spec, execution))?,
@@ -127,7 +130,7 @@ impl Block {
             angles.rotate(q);
             angles.rotate(k);
         }
-        let mixed = attend(&self.config, self.window, [q, k, v], &positions.lengths, caches);
+        let mixed = attend(&self.config, self.attention, self.window, [q, k, v], &positions.lengths, caches);
         projected.map(give);
         observe(&[o.spec()], &mixed);
         let out = o.forward(&mixed);

@@ -7,26 +7,26 @@ use lacuna_core::Matrix;
 
 static SHELF: Mutex<Vec<Vec<f32>>> = Mutex::new(vec![]);
 
-/// Buffers that may wait; more are freed. A block has no more than this many at a time.
-const PLACES: usize = 16;
+/// Buffers that may wait; the oldest make room for others. A block has no more than half as many at a time.
+const PLACES: usize = 32;
 
 /// A matrix to be overwritten as a whole: its values are any.
 pub(crate) fn take(rows: usize, cols: usize) -> Matrix {
+    // Of just this length: a layer's sizes come again in the next one, and growing another would clear it.
     let len = rows * cols;
     let found = SHELF.lock().ok().and_then(|mut shelf| {
-        let smallest_that_fits = (0..shelf.len()).filter(|&i| shelf[i].len() >= len).min_by_key(|&i| shelf[i].len());
-        smallest_that_fits.or(shelf.len().checked_sub(1)).map(|i| shelf.swap_remove(i))
+        let found = shelf.iter().rposition(|data| data.len() == len);
+        found.map(|i| shelf.remove(i))
     });
-    let mut data = found.unwrap_or_default();
-    data.resize(len, 0.0);
-    Matrix::new(rows, cols, data).expect("as many values as the shape has")
+    Matrix::new(rows, cols, found.unwrap_or_else(|| vec![0.0; len])).expect("as many values as the shape has")
 }
 
 /// Takes back what is no longer needed.
 pub(crate) fn give(matrix: Matrix) {
-    if let Ok(mut shelf) = SHELF.lock()
-        && shelf.len() < PLACES
-    {
+    if let Ok(mut shelf) = SHELF.lock() {
+        if shelf.len() == PLACES {
+            shelf.remove(0);
+        }
         shelf.push(matrix.into_data());
     }
 }

@@ -1,6 +1,7 @@
 //! The small operations between the linear layers, on feature-major activations `[features, T]`.
 
 use lacuna_core::Matrix;
+use lacuna_kernels::exp;
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
@@ -8,38 +9,6 @@ use crate::Activation;
 
 /// Values that one thread works on at a time: a quarter of an L2 cache.
 pub(crate) const PART: usize = 1 << 15;
-
-/// `eˣ`, off by at most 2 units in the last place, 0 below −87.3 and infinite above 88.7. Without calls and branches, so
-/// that loops over it are vectorised.
-///
-/// `x = n·ln 2 + r`, `|r| ≤ ln 2 / 2`: `eʳ` by its Taylor polynomial of degree 7, `2ⁿ` by its bits. `ln 2` is split in two so
-/// that `n·ln 2` loses nothing (Cody & Waite, Software Manual for the Elementary Functions, ch. 6).
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    const HIGH: f32 = 0.693_359_4;
-    const LOW: f32 = -2.121_944_4e-4;
-    let clamped = x.clamp(-88.0, 89.0);
-    // Adding and taking away 1.5 · 2²³ rounds to the nearest integer.
-    let shifted = clamped * std::f32::consts::LOG2_E + 12_582_912.0;
-    let n = shifted - 12_582_912.0;
-    let r = clamped - n * HIGH - n * LOW;
-    let p = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
-    let polynomial = p.iter().fold(1.0 / 5040.0, |sum, c| sum * r + c);
-    // Its last bits are n: no conversion, which would have to look for NaN and overflow.
-    let n = shifted.to_bits().cast_signed().wrapping_sub(12_582_912.0_f32.to_bits().cast_signed());
-    // Two factors: 2ⁿ alone overflows a little before eˣ does.
-    let half = n >> 1;
-    let power = |n: i32| f32::from_bits((n.wrapping_add(127) << 23).cast_unsigned());
-    let result = polynomial * power(half) * power(n.wrapping_sub(half));
-    // Not a clamp's answer: NaN stays NaN, -inf is 0.
-    if x < -87.33 {
-        0.0
-    } else if x.is_nan() {
-        x
-    } else {
-        result
-    }
-}
 
 /// `f(x)`, in place.
 pub(crate) fn activate(x: &mut Matrix, activation: Activation) {
@@ -202,7 +171,7 @@ pub(crate) fn select_columns(x: &Matrix, columns: &[usize]) -> Matrix {
 
 #[cfg(test)]
 mod tests {
-    use super::{exp, gelu_erf, gelu_tanh};
+    use super::{gelu_erf, gelu_tanh};
 
     /// `Φ(x)` by its power series (Abramowitz & Stegun 26.2.11), good where little cancels.
     fn normal_cdf(x: f64) -> f64 {
@@ -233,19 +202,5 @@ mod tests {
         for x in [20.0, 200.0, f32::MAX] {
             assert_eq!((gelu_erf(x).to_bits(), gelu_tanh(x).to_bits()), (x.to_bits(), x.to_bits()));
         }
-    }
-
-    #[test]
-    fn exp_is_close_to_the_library() {
-        for i in -8_730..=8_870 {
-            let x = i as f32 / 100.0 + 0.003;
-            let (got, want) = (f64::from(exp(x)), f64::from(x).exp());
-            let off = (got - want).abs() / want;
-            assert!(off < 2.5e-7 || want > f64::from(f32::MAX) || x < -87.33, "exp({x}) = {got}, not {want}");
-        }
-        assert_eq!(exp(f32::NEG_INFINITY).to_bits(), 0);
-        assert_eq!(exp(0.0).to_bits(), 1.0_f32.to_bits());
-        assert!(exp(f32::INFINITY).is_infinite());
-        assert!(exp(f32::NAN).is_nan());
     }
 }

@@ -2,6 +2,7 @@
 
 use lacuna_core::{Matrix, Values};
 use lacuna_format::{Checkpoint, Result};
+use rayon::prelude::*;
 
 use crate::batch::{RUN_TOKENS, runs};
 use crate::block::{Block, Positions};
@@ -113,6 +114,6 @@ impl TextEncoder {
             give(hidden);
             vectors
         };
-        runs(&lengths, RUN_TOKENS).into_iter().flat_map(run).collect()
+        runs(&lengths, RUN_TOKENS).into_par_iter().flat_map_iter(run).collect()
     }
 }

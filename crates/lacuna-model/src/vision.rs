@@ -1,7 +1,10 @@
 //! An image classifier: ViT and DeiT (Dosovitskiy et al., arXiv 2010.11929; Touvron et al., arXiv 2012.12877).
 
+use std::ops::Range;
+
 use lacuna_core::Matrix;
 use lacuna_format::{Checkpoint, Result};
+use rayon::prelude::*;
 
 use crate::batch::{RUN_TOKENS, runs};
 use crate::block::{Block, Positions};
@@ -129,16 +132,21 @@ impl VisionEncoder {
         let config = self.config();
         let share = (self.heads.len() as f32).recip();
         let mut logits = Matrix::zeros(config.labels.len(), images.len());
-        for run in runs(&vec![config.tokens(); images.len()], RUN_TOKENS) {
+        let logits_of = |run: Range<usize>| {
             let hidden = self.through_blocks(&images[run.clone()]);
-            for (head, x) in self.heads.iter().zip(head_inputs(config, &self.norm, &hidden)) {
-                let part = head.forward(&x);
+            let inputs = head_inputs(config, &self.norm, &hidden);
+            give(hidden);
+            let parts = self.heads.iter().zip(inputs).map(|(head, x)| head.forward(&x));
+            (run, parts.collect::<Vec<Matrix>>())
+        };
+        let runs = runs(&vec![config.tokens(); images.len()], RUN_TOKENS).into_par_iter();
+        for (run, parts) in runs.map(logits_of).collect::<Vec<_>>() {
+            for part in parts {
                 for class in 0..part.rows() {
                     let sums = logits.row_mut(class)[run.clone()].iter_mut();
                     sums.zip(part.row(class)).for_each(|(sum, logit)| *sum += share * logit);
                 }
             }
-            give(hidden);
         }
         logits
     }

@@ -9,7 +9,7 @@ use crate::lanes::{self, InstructionSet};
 use crate::weight::{Activations, Bias, Weight, check_shapes};
 
 /// Instruction sets with dense kernels, the preferred one first.
-static SETS: &[&InstructionSet] = &[
+pub(crate) static SETS: &[&InstructionSet] = &[
     #[cfg(target_arch = "x86_64")]
     &lanes::avx512::WITH_DOT,
     #[cfg(target_arch = "x86_64")]

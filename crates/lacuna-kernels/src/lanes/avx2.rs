@@ -182,12 +182,19 @@ super::products! {
     INT4_CODE: InInt<Int4> as i16,
 }
 
+super::attentions! {
+    "avx2,fma,f16c", Avx2;
+    attend: super::attention::Single,
+}
+
 /// The kernel.
 pub(crate) static SET: InstructionSet = InstructionSet {
     name: "avx2",
     needs: "AVX2, FMA, F16C",
     lanes: Avx2::LANES,
     bf16_dot: false,
+    attend,
+    attend_bf16: None,
     available,
     code: |form| match form {
         Form::F32 => AnyCode::F32(&F32_CODE),

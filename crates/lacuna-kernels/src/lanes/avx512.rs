@@ -185,6 +185,11 @@ super::products! {
     INT4_CODE: InInt<Int4> as i16,
 }
 
+super::attentions! {
+    "avx512f,avx512bw,avx512vl", Avx512<false>;
+    attend: super::attention::Single,
+}
+
 /// The products that VNNI and BF16 make faster.
 mod dot {
     use super::*;
@@ -194,6 +199,10 @@ mod dot {
         INT8_CODE: InInt<Int8> as i16,
         INT4_CODE: InInt<Int4> as i16,
     }
+    crate::lanes::attentions! {
+        "avx512f,avx512bw,avx512vl,avx512vnni,avx512bf16", Avx512<true>;
+        attend: crate::lanes::attention::Pair,
+    }
 }
 
 /// The kernel without VNNI and BF16.
@@ -202,6 +211,8 @@ pub(crate) static PLAIN: InstructionSet = InstructionSet {
     needs: "AVX-512 F, BW, VL",
     lanes: Avx512::<false>::LANES,
     bf16_dot: false,
+    attend,
+    attend_bf16: None,
     available,
     code: |form| match form {
         Form::F32 => AnyCode::F32(&F32_CODE),
@@ -218,6 +229,8 @@ pub(crate) static WITH_DOT: InstructionSet = InstructionSet {
     needs: "AVX-512 F, BW, VL, VNNI, BF16",
     lanes: Avx512::<true>::LANES,
     bf16_dot: true,
+    attend,
+    attend_bf16: Some(dot::attend),
     available: dot_available,
     code: |form| match form {
         Form::F32 => AnyCode::F32(&F32_CODE),

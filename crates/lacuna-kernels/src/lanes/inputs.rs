@@ -16,6 +16,9 @@ const SPARE: usize = 8;
 /// Most tokens of a tile.
 pub(super) const MAX_TOKENS: usize = 8;
 
+/// Vectors that a tile of more tokens may be wide.
+const TILE_VECTORS: [usize; 5] = [2, 3, 4, 6, 8];
+
 /// A number that activations are rounded to.
 pub(super) trait Element: Pod + Send + Sync {
     /// Whether values are counted in units of a scale for each block of columns.
@@ -94,7 +97,7 @@ impl Element for i16 {
 pub(super) struct InputTile<E> {
     /// first token
     pub(super) start: usize,
-    /// tokens, a power of two; those behind the last one are 0
+    /// tokens, one of the widths of [`next_width`]; those behind the last one are 0
     pub(super) width: usize,
     /// `[K + 1, width]`; the last row is 0, for padding columns
     pub(super) data: Aligned<E>,
@@ -111,10 +114,15 @@ impl<E: Element> InputTile<E> {
             2 => Self::of_width::<2>(x, start, block_columns),
             4 => Self::of_width::<4>(x, start, block_columns),
             8 => Self::of_width::<8>(x, start, block_columns),
+            12 => Self::of_width::<12>(x, start, block_columns),
             16 => Self::of_width::<16>(x, start, block_columns),
+            24 => Self::of_width::<24>(x, start, block_columns),
             32 => Self::of_width::<32>(x, start, block_columns),
+            48 => Self::of_width::<48>(x, start, block_columns),
             64 => Self::of_width::<64>(x, start, block_columns),
-            _ => Self::of_width::<128>(x, start, block_columns),
+            96 => Self::of_width::<96>(x, start, block_columns),
+            128 => Self::of_width::<128>(x, start, block_columns),
+            other => unreachable!("`next_width` makes no tiles of {other} tokens"),
         }
     }
 
@@ -237,12 +245,15 @@ fn gather<E: Element, const N: usize>(data: &[E], columns: Columns, out: &mut Al
     }
 }
 
-/// Width of the next tile, with `left` tokens to go: few tokens in a power of two, many in whole vectors of `lanes`.
+/// Width of the next tile, with `left` tokens to go: few tokens in a power of two, many in whole vectors of `lanes`. What
+/// one tile does not hold but two do is shared out evenly: a small rest would cost as much as a large one.
 fn next_width(left: usize, lanes: usize, most: usize) -> usize {
-    match left.div_ceil(lanes) {
-        0..=2 if left <= 2 * MAX_TOKENS => left.next_power_of_two().min(MAX_TOKENS),
-        vectors => vectors.next_power_of_two().min(most) * lanes,
+    let vectors = left.div_ceil(lanes);
+    if left <= 2 * MAX_TOKENS {
+        return left.next_power_of_two().min(MAX_TOKENS);
     }
+    let wanted = if vectors > most && vectors < 2 * most { vectors.div_ceil(2) } else { vectors.min(most) };
+    TILE_VECTORS.into_iter().find(|&width| width >= wanted).unwrap_or(most) * lanes
 }
 
 /// All tokens of `x[K, T]`, for vectors of `lanes`, each tile made by `new`. With scaled elements a scale is shared by
@@ -262,4 +273,34 @@ pub(super) fn input_tiles<E: Element>(
     }
     let tile = |(start, width)| new(x, start, width, block_columns);
     if parallel { tiles.into_par_iter().map(tile).collect() } else { tiles.into_iter().map(tile).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn widths(mut left: usize, lanes: usize, most: usize) -> Vec<usize> {
+        let mut widths = vec![];
+        while left > 0 {
+            let width = next_width(left, lanes, most);
+            widths.push(width);
+            left = left.saturating_sub(width);
+        }
+        widths
+    }
+
+    #[test]
+    fn tiles_cover_all_tokens_and_waste_little() {
+        for (lanes, most) in [(16, 4), (16, 8), (8, 4), (4, 8)] {
+            for tokens in 1..600 {
+                let widths = widths(tokens, lanes, most);
+                let sum: usize = widths.iter().sum();
+                assert!(sum >= tokens && sum < tokens + 2 * lanes.max(MAX_TOKENS), "{tokens}: {widths:?}");
+                let few = |width: usize| width <= MAX_TOKENS;
+                assert!(widths.iter().all(|w| few(*w) || TILE_VECTORS.contains(&(w / lanes))), "{tokens}: {widths:?}");
+            }
+        }
+        assert_eq!(widths(197, 16, 4), [64, 64, 48, 32]);
+        assert_eq!(widths(256, 16, 8), [128, 128]);
+    }
 }

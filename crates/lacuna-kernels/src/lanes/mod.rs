@@ -12,6 +12,7 @@
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
 mod aligned;
+mod attention;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -31,12 +32,14 @@ use lacuna_core::{Matrix, Packed, Values};
 use rayon::prelude::*;
 
 use self::aligned::Aligned;
+use self::attention::Attend;
 use self::dense::{DenseLanes, DenseLayout, DenseTile, PairTile, run_dense};
 use self::inputs::{Element, InputTile, MAX_TOKENS, input_tiles};
 use self::isa::Isa;
 use self::layout::{Form, Layout, Tile};
 use self::prefill::Prefill;
 use self::product::{Product, SUMS, Sums, Work};
+use crate::attention::Head;
 use crate::weight::{Activations, Bias, Weight, check_shapes};
 
 /// Kept values × tokens below which handing work to other threads costs more than it saves.
@@ -81,6 +84,20 @@ macro_rules! products {
 }
 use products;
 
+/// Compiles attention for an instruction set: a function for each kind of word.
+macro_rules! attentions {
+    ($features:literal, $isa:ty; $($name:ident: $word:ty,)*) => {
+        $(
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn $name(head: &crate::attention::Head, out: &mut [&mut [f32]]) {
+                // SAFETY: only called where the features were detected.
+                unsafe { crate::lanes::attention::attend::<$isa, $word>(head, out) }
+            }
+        )*
+    };
+}
+use attentions;
+
 /// What is compiled for an instruction set and a value type.
 pub(crate) struct Code<E: 'static> {
     /// makes an input tile
@@ -108,8 +125,30 @@ pub(crate) struct InstructionSet {
     lanes: usize,
     /// whether it multiplies bfloat16
     bf16_dot: bool,
+    /// attention on floats
+    attend: Attend,
+    /// attention on bfloat16
+    attend_bf16: Option<Attend>,
     pub(crate) available: fn() -> bool,
     code: fn(Form) -> AnyCode,
+}
+
+impl InstructionSet {
+    /// Whether it has attention on bfloat16.
+    pub(crate) fn rounds_attention(&self) -> bool {
+        self.attend_bf16.is_some()
+    }
+
+    /// Computes a head, rounded to bfloat16 if asked for and there is such code.
+    ///
+    /// # Panics
+    /// If the CPU lacks the instructions, or the operands do not fit.
+    pub(crate) fn attend(&self, rounded: bool, head: &Head, out: &mut [&mut [f32]]) {
+        assert!((self.available)(), "this CPU lacks {}", self.needs);
+        let run = self.attend_bf16.filter(|_| rounded).unwrap_or(self.attend);
+        // SAFETY: the CPU has the instructions.
+        unsafe { run(head, out) }
+    }
 }
 
 /// Makes a packed layer ready.
@@ -235,7 +274,9 @@ unsafe fn run<I: Isa, P: Product<I> + Prefill<I, Input = <P as Product<I>>::Inpu
         unsafe {
             match input.width / I::LANES {
                 2 => prefill::run::<I, P, 2>(layout, tile, input, y, tokens),
+                3 => prefill::run::<I, P, 3>(layout, tile, input, y, tokens),
                 4 => prefill::run::<I, P, 4>(layout, tile, input, y, tokens),
+                6 => prefill::run::<I, P, 6>(layout, tile, input, y, tokens),
                 8 => prefill::run::<I, P, 8>(layout, tile, input, y, tokens),
                 other => unreachable!("{other} vectors"),
             }

@@ -219,12 +219,19 @@ super::products! {
     INT4_CODE: InInt<Int4> as i16,
 }
 
+super::attentions! {
+    "neon", Neon;
+    attend: super::attention::Single,
+}
+
 /// The kernel.
 pub(crate) static SET: InstructionSet = InstructionSet {
     name: "neon",
     needs: "NEON",
     lanes: Neon::LANES,
     bf16_dot: false,
+    attend,
+    attend_bf16: None,
     available,
     code: |form| match form {
         Form::F32 => AnyCode::F32(&F32_CODE),

@@ -298,7 +298,15 @@ pub(super) unsafe fn run<I: Isa, P: Prefill<I>, const N: usize>(
     }
     let real = width.min(tokens - input.start);
     for (out, sums) in y.chunks_exact_mut(tokens).zip(sums.chunks_exact(width)) {
-        out[input.start..input.start + real].copy_from_slice(&sums[..real]);
+        let out = &mut out[input.start..input.start + real];
+        if real == width {
+            for i in 0..N {
+                // SAFETY: both are `N` vectors long. A call of memcpy would take longer than the copy.
+                unsafe { I::store(out.as_mut_ptr().add(i * I::LANES), I::load(sums.as_ptr().add(i * I::LANES))) };
+            }
+        } else {
+            out.copy_from_slice(&sums[..real]);
+        }
     }
     scratch.shelve();
     sums.shelve();
