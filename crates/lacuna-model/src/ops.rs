@@ -1,7 +1,7 @@
 //! The small operations between the linear layers, on feature-major activations `[features, T]`.
 
 use lacuna_core::Matrix;
-use lacuna_kernels::exp;
+use lacuna_kernels::{exp, exp_of_negative};
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
@@ -141,7 +141,7 @@ impl NullaryFnOnce for Softmax<'_> {
     fn call(self) {
         let max = fold(self.0, f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
         for s in self.0.iter_mut() {
-            *s = exp(*s - max);
+            *s = exp_of_negative(*s - max);
         }
         let part = fold(self.0, 0.0, |a, b| a + b).recip();
         for s in self.0.iter_mut() {

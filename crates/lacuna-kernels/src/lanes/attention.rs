@@ -7,7 +7,7 @@
 use super::Isa;
 use super::aligned::Aligned;
 use crate::attention::Head;
-use crate::exp;
+use crate::exp_of_negative;
 
 /// Computes a head: `out[D][len]`. Only to be called where the instructions it was compiled for were detected.
 pub(crate) type Attend = unsafe fn(&Head, &mut [&mut [f32]]);
@@ -191,19 +191,17 @@ impl Tile<'_> {
             pair_rows::<I, W>(&queries[self.first..], stride, W::VALUES * i, dim, scale, &mut words[..real]);
             words[real..].fill(0);
         }
-        let mut scores = Aligned::<f32>::scratch(positions * W::VALUES * width);
+        let mut scores = Aligned::<f32>::scratch(len * width);
         for (start, scores) in (0..len).step_by(ROWS).zip(scores.chunks_mut(ROWS * width)) {
             let keys = Operand { words: &self.keys[start..], row: 1, step: len };
             // SAFETY: keys and the tile have `features` rows, and the scores as many as there are keys left.
             unsafe { product::<I, W, N>(keys, &tile, features, ROWS.min(len - start), scores) };
         }
-        // A position of padding weighs nothing.
-        scores[len * width..].fill(0.0);
         let mut weights = Aligned::<u32>::scratch(positions * width);
         let mut shares = [0.0; 4 * UNIT];
         for unit in (0..width).step_by(UNIT) {
             let share = &mut shares[unit..unit + UNIT];
-            softmax::<I, W>(&mut scores, &mut weights, width, unit, len, share);
+            softmax::<I, W>(&scores, &mut weights, width, unit, share);
         }
         let mut rows = [0.0_f32; ROWS * 4 * UNIT];
         for (start, out) in (0..dim).step_by(ROWS).zip(out.chunks_mut(ROWS)) {
@@ -225,35 +223,30 @@ impl Tile<'_> {
 /// From scores to weights of the 16 queries from column `unit` on: `exp(score − largest)` as words along the keys, and for
 /// each query the share that makes them sum to 1.
 #[inline(always)]
-fn softmax<I: Isa, W: Word<I>>(
-    scores: &mut [f32],
-    weights: &mut [u32],
-    width: usize,
-    unit: usize,
-    len: usize,
-    share: &mut [f32],
-) {
+fn softmax<I: Isa, W: Word<I>>(scores: &[f32], weights: &mut [u32], width: usize, unit: usize, share: &mut [f32]) {
     let mut largest = [f32::NEG_INFINITY; UNIT];
-    for row in scores[..len * width].chunks_exact(width) {
+    for row in scores.chunks_exact(width) {
         let row: &[f32; UNIT] = row[unit..unit + UNIT].try_into().expect("a unit");
         for i in 0..UNIT {
             largest[i] = if row[i] > largest[i] { row[i] } else { largest[i] };
         }
     }
     let mut sums = [0.0_f32; UNIT];
-    for (p, row) in scores.chunks_exact_mut(width).enumerate() {
-        let row: &mut [f32; UNIT] = (&mut row[unit..unit + UNIT]).try_into().expect("a unit");
-        let counts = if p < len { 1.0 } else { 0.0 };
+    let weight = |row: &[f32], sums: &mut [f32; UNIT]| {
+        let row: &[f32; UNIT] = row[unit..unit + UNIT].try_into().expect("a unit");
+        let mut weights = [0.0_f32; UNIT];
         for i in 0..UNIT {
-            row[i] = exp(row[i] - largest[i]) * counts;
-            sums[i] += row[i];
+            weights[i] = exp_of_negative(row[i] - largest[i]);
+            sums[i] += weights[i];
         }
-    }
-    for (rows, words) in scores.chunks_exact(W::VALUES * width).zip(weights.chunks_exact_mut(width)) {
+        weights
+    };
+    let rows = scores.chunks(W::VALUES * width);
+    for (rows, words) in rows.zip(weights.chunks_exact_mut(width)) {
+        let one = weight(rows, &mut sums);
+        // A position of padding weighs nothing.
+        let two = if rows.len() > width { weight(&rows[width..], &mut sums) } else { [0.0; UNIT] };
         let words: &mut [u32; UNIT] = (&mut words[unit..unit + UNIT]).try_into().expect("a unit");
-        let one: &[f32; UNIT] = rows[unit..unit + UNIT].try_into().expect("a unit");
-        let second = (W::VALUES - 1) * width + unit;
-        let two: &[f32; UNIT] = rows[second..second + UNIT].try_into().expect("a unit");
         for i in 0..UNIT {
             words[i] = W::word(one[i], two[i]);
         }
