@@ -105,7 +105,8 @@ pub(super) unsafe fn attend<I: Isa, W: Word<I>>(head: &Head, out: &mut [&mut [f3
         pair_columns::<I, W>(&head.values[d * stride..d * stride + len], words);
     }
     let units = len.div_ceil(UNIT);
-    let widest = if I::WIDE { 4 } else { 1 };
+    // Four vectors: 16 sums, or 8 of 256 bits, of which there are half as many registers.
+    let widest = (4 * I::LANES / UNIT).min(if I::WIDE { 4 } else { 1 });
     let tiles = units.div_ceil(widest);
     let mut first = 0;
     for tile in 0..tiles {
@@ -117,7 +118,8 @@ pub(super) unsafe fn attend<I: Isa, W: Word<I>>(head: &Head, out: &mut [&mut [f3
                 1 => tile.run::<I, W, 1>(out),
                 2 => tile.run::<I, W, 2>(out),
                 3 => tile.run::<I, W, 3>(out),
-                _ => tile.run::<I, W, 4>(out),
+                4 => tile.run::<I, W, 4>(out),
+                other => unreachable!("{other} vectors"),
             }
         }
         first += width;
