@@ -26,6 +26,8 @@ pub(crate) mod neon;
 mod prefill;
 mod product;
 mod transpose;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use half::bf16;
 use lacuna_core::{Matrix, Packed, Values};

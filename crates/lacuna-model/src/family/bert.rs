@@ -6,9 +6,10 @@
 use lacuna_format::{Checkpoint, read_json};
 use serde_json::Value;
 
-use super::keys::{activation, even_head_dim, flag, layers_or, number, optional, text};
+use super::encoder;
+use super::keys::{flag, optional, text};
 use crate::pooling::Pooling;
-use crate::{BlockConfig, BlockNames, Config, NormKind, NormPlace, Qkv, TextConfig, View};
+use crate::{BlockNames, Config, NormPlace, Qkv, TextConfig};
 
 type Result<T> = std::result::Result<T, String>;
 
@@ -39,7 +40,6 @@ fn common(checkpoint: &Checkpoint, vocab: usize, first_position: fn(&Value) -> R
         return Err("is_decoder is true; this family is run as an encoder".to_owned());
     }
     let size = |key: &str, default| Ok::<_, String>(optional(config, key)?.unwrap_or(default));
-    let (hidden_size, heads) = (size("hidden_size", 768)?, size("num_attention_heads", 12)?);
     let position_rows = size("max_position_embeddings", 512)?;
     let first_position = first_position(config)?;
     let positions = position_rows.checked_sub(first_position).filter(|&n| n > 0).ok_or_else(|| {
@@ -49,32 +49,17 @@ fn common(checkpoint: &Checkpoint, vocab: usize, first_position: fn(&Value) -> R
     let word = "embeddings.word_embeddings.weight";
     let prefixes = checkpoint.tensors().keys().filter_map(|name| name.strip_suffix(word));
     let prefix = prefixes.min_by_key(|prefix| prefix.len()).unwrap_or_default().to_owned();
+    let names = BlockNames {
+        prefix: format!("{prefix}encoder.layer"),
+        norms: ["attention.output.LayerNorm", "output.LayerNorm"],
+        qkv: Qkv::Apart(["attention.self.query", "attention.self.key", "attention.self.value"]),
+        o: "attention.output.dense",
+        gate: None,
+        up: "intermediate.dense",
+        down: "output.dense",
+    };
     Ok(Config::Text(TextConfig {
-        blocks: BlockConfig {
-            hidden_size,
-            intermediate_size: size("intermediate_size", 3072)?,
-            heads,
-            kv_heads: heads,
-            head_dim: even_head_dim(hidden_size, heads)?,
-            norm: NormKind::Layer,
-            norm_eps: number(config, "layer_norm_eps", 1e-12)? as f32,
-            norm_place: NormPlace::AfterResidual,
-            activation: activation(config)?,
-            view: View::All,
-            qkv_bias: true,
-            o_bias: true,
-            mlp_bias: true,
-            layers: layers_or(config, 12)?,
-            names: BlockNames {
-                prefix: format!("{prefix}encoder.layer"),
-                norms: ["attention.output.LayerNorm", "output.LayerNorm"],
-                qkv: Qkv::Apart(["attention.self.query", "attention.self.key", "attention.self.value"]),
-                o: "attention.output.dense",
-                gate: None,
-                up: "intermediate.dense",
-                down: "output.dense",
-            },
-        },
+        blocks: encoder::blocks(config, NormPlace::AfterResidual, true, names)?,
         prefix,
         vocab_size: size("vocab_size", vocab)?,
         position_rows,

@@ -2,6 +2,7 @@
 //! family, one line of [`FAMILIES`] a `model_type`.
 
 mod bert;
+mod encoder;
 mod keys;
 mod llama;
 mod timm;

@@ -7,17 +7,15 @@
 use lacuna_format::Checkpoint;
 use serde_json::Value;
 
-use super::keys::{activation, even_head_dim, flag, layers_or, number, optional};
-use crate::{BlockConfig, BlockNames, Config, NormKind, NormPlace, Qkv, View, VisionConfig, VisionNames};
+use super::encoder;
+use super::keys::{flag, optional};
+use crate::{BlockNames, Config, NormPlace, Qkv, VisionConfig, VisionNames};
 
 type Result<T> = std::result::Result<T, String>;
 
 /// ViT, DeiT.
 pub(super) fn vit(checkpoint: &Checkpoint) -> Result<Config> {
     let config = checkpoint.config();
-    let size = |key: &str, default| Ok::<_, String>(optional(config, key)?.unwrap_or(default));
-    let hidden_size = size("hidden_size", 768)?;
-    let heads = size("num_attention_heads", 12)?;
     let (image, patch) = (pair(config, "image_size", 224)?, pair(config, "patch_size", 16)?);
     check_patches(image, patch)?;
     // Saved inside a classifier, an encoder's tensors have its name before theirs.
@@ -31,23 +29,12 @@ pub(super) fn vit(checkpoint: &Checkpoint) -> Result<Config> {
     let present = |names: &&[&str]| names.iter().all(|name| has_linear(checkpoint, name));
     let head_names = heads_by_name.into_iter().find(present).unwrap_or_default();
     Ok(Config::Vision(VisionConfig {
-        blocks: BlockConfig {
-            hidden_size,
-            intermediate_size: size("intermediate_size", 3072)?,
-            heads,
-            kv_heads: heads,
-            head_dim: even_head_dim(hidden_size, heads)?,
-            norm: NormKind::Layer,
-            norm_eps: number(config, "layer_norm_eps", 1e-12)? as f32,
-            norm_place: NormPlace::BeforeSublayer,
-            activation: activation(config)?,
-            view: View::All,
-            qkv_bias: flag(config, "qkv_bias", true)?,
-            o_bias: true,
-            mlp_bias: true,
-            layers: layers_or(config, 12)?,
-            names: block_names(checkpoint, prefix),
-        },
+        blocks: encoder::blocks(
+            config,
+            NormPlace::BeforeSublayer,
+            flag(config, "qkv_bias", true)?,
+            block_names(checkpoint, prefix),
+        )?,
         names: VisionNames {
             tokens: tokens.into_iter().flatten().collect(),
             positions: format!("{prefix}embeddings.position_embeddings"),
@@ -55,7 +42,7 @@ pub(super) fn vit(checkpoint: &Checkpoint) -> Result<Config> {
             norm: format!("{prefix}layernorm"),
             heads: head_names.iter().map(|&name| name.to_owned()).collect(),
         },
-        channels: size("num_channels", 3)?,
+        channels: optional(config, "num_channels")?.unwrap_or(3),
         image,
         patch,
         labels: labels(config, head_names.first().and_then(|name| rows_of(checkpoint, name))),
