@@ -108,6 +108,12 @@ pub enum Error {
         /// group
         group: usize,
     },
+    /// Calibration saw nothing that a weight update could go by.
+    #[error("the calibration inputs of this layer have a mean square of {mean}: calibrate on other data, or leave the layer out")]
+    NoSignal {
+        /// mean over features of the sum of squares
+        mean: f64,
+    },
     /// A weight does not fit the type it shall be stored in.
     #[error(
         "weight {value} at row {row} does not fit {dtype}: store the values in a wider type (bf16 reaches further than f16, f32 furthest)"

@@ -1,7 +1,8 @@
 //! One transformer block, of any family, so that pruning can hold one block at a time.
 
-use lacuna_core::Matrix;
+use lacuna_core::{Matrix, Packed};
 use lacuna_format::{Checkpoint, Result};
+use lacuna_kernels::Activations;
 use lacuna_kernels::attention::{Kernel, kernels};
 
 use crate::attention::{LayerCache, attend};
@@ -67,6 +68,17 @@ impl Block {
             mlp_norm: norm(mlp_norm)?,
             linears: config.block_linears(layer).try_map(|spec| Linear::load(checkpoint, spec, execution))?,
         })
+    }
+
+    /// Takes a packed weight for one of the linear layers, beside the bias of the checkpoint. Refuses one of another shape.
+    ///
+    /// # Panics
+    /// If the block has no layer of that name.
+    pub fn replace(&mut self, checkpoint: &Checkpoint, name: &str, packed: &Packed) -> Result<()> {
+        let linear = self.linears.iter_mut().find(|linear| linear.spec().name == name);
+        let linear = linear.expect("a layer of this block");
+        *linear = Linear::sparse(checkpoint, linear.spec().clone(), packed, Activations::F32)?;
+        Ok(())
     }
 
     /// Runs the tokens `hidden[H, T]` of a batch through the block, in place. With `caches`, one a sequence, tokens also

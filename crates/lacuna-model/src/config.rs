@@ -162,6 +162,13 @@ impl<T> Qkv<T> {
         }
     }
 
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [T] {
+        match self {
+            Self::Apart(three) => three,
+            Self::Together(one) => std::slice::from_mut(one),
+        }
+    }
+
     pub(crate) fn as_ref(&self) -> Qkv<&T> {
         match self {
             Self::Apart(three) => Qkv::Apart(three.each_ref()),
@@ -210,6 +217,11 @@ pub(crate) struct BlockLinears<T> {
 }
 
 impl<T> BlockLinears<T> {
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        let Self { qkv, o, gate, up, down } = self;
+        qkv.as_mut_slice().iter_mut().chain([o]).chain(gate).chain([up, down])
+    }
+
     /// Turns each layer into something else, in the order of a forward pass.
     pub(crate) fn try_map<U, E>(self, mut f: impl FnMut(T) -> Result<U, E>) -> Result<BlockLinears<U>, E> {
         Ok(BlockLinears {
@@ -238,6 +250,12 @@ impl BlockConfig {
     pub fn linears(&self, layer: usize) -> Vec<LinearSpec> {
         let BlockLinears { qkv, o, gate, up, down } = self.block_linears(layer);
         qkv.as_slice().iter().cloned().chain([o]).chain(gate).chain([up, down]).collect()
+    }
+
+    /// The same, those that share an input together.
+    pub fn stages(&self, layer: usize) -> Vec<Vec<LinearSpec>> {
+        let BlockLinears { qkv, o, gate, up, down } = self.block_linears(layer);
+        vec![qkv.as_slice().to_vec(), vec![o], gate.into_iter().chain([up]).collect(), vec![down]]
     }
 
     pub(crate) fn block_linears(&self, layer: usize) -> BlockLinears<LinearSpec> {

@@ -44,19 +44,28 @@ impl Linear {
             let values = checkpoint.values(&spec.weight(), &[spec.rows, spec.cols])?;
             return Self::dense(checkpoint, spec, values, execution);
         };
-        check_packed(&spec, &packed)?;
         match execution.packed {
-            PackedAs::Sparse => {
-                let bias = bias(checkpoint, &spec)?;
-                let weight = (sparse::choose(&packed).prepare)(&packed, bias.as_deref(), execution.activations);
-                Ok(Self { spec, weight })
-            }
+            PackedAs::Sparse => Self::sparse(checkpoint, spec, &packed, execution.activations),
             PackedAs::Dense => {
+                check_packed(&spec, &packed)?;
                 let value_type = packed.values().value_type();
                 let unpacked = Values::F32(packed.unpack().into_data());
                 Self::dense(checkpoint, spec, unpacked, Execution { dense_values: Some(value_type), ..execution })
             }
         }
+    }
+
+    /// A layer with packed weights `[R, K]`; its bias is read. Refuses weights of another shape.
+    pub(crate) fn sparse(
+        checkpoint: &Checkpoint,
+        spec: LinearSpec,
+        packed: &Packed,
+        activations: Activations,
+    ) -> Result<Self> {
+        check_packed(&spec, packed)?;
+        let bias = bias(checkpoint, &spec)?;
+        let weight = (sparse::choose(packed).prepare)(packed, bias.as_deref(), activations);
+        Ok(Self { spec, weight })
     }
 
     /// A layer with dense weights `[R, K]`; its bias is read.

@@ -1,21 +1,26 @@
-//! From a dense weight to a V:N:M mask: calibration statistics, criteria that score weights, selection of the mask.
+//! From a dense weight to a pruned one: calibration statistics, criteria that score weights, selection of the V:N:M mask,
+//! updates of what is kept.
 //!
 //! This crate knows matrices, not models: whoever runs a model hands activations to [`Stats::observe`].
 
 #![forbid(unsafe_code)]
 
+mod linalg;
 pub mod score;
 pub mod select;
 mod stats;
+pub mod update;
 
 use std::ops::Range;
 
 use lacuna_core::{Error, Matrix, Packed, Pattern, Scores, ValueType};
 use rayon::prelude::*;
+use update::Task;
 
 pub use score::Criterion;
 pub use select::Selection;
 pub use stats::{Stats, weight_energy};
+pub use update::{Hessian, Update};
 
 /// Weights that one thread works on at a time: they stay in its cache through all stages.
 const BAND_WEIGHTS: usize = 1 << 18;
@@ -49,6 +54,8 @@ pub struct Method {
     pub criterion: Criterion,
     /// how masks are chosen
     pub selection: Selection,
+    /// what becomes of the kept weights
+    pub update: Update,
     /// which weights may be kept together
     pub pattern: Pattern,
     /// how the kept weights are stored
@@ -81,8 +88,43 @@ struct Band {
 }
 
 impl Method {
-    /// Scores a weight, selects its mask, packs what is kept. `stats` may be missing only if the criterion needs none.
+    /// Scores a weight, selects its mask, updates and packs what is kept. `stats` may be missing only if neither criterion nor
+    /// update needs any.
     pub fn prune<W: Weight>(&self, weight: &W, stats: Option<&Stats>) -> Result<Pruned, W::Error> {
+        if self.update == Update::None { self.prune_in_bands(weight, stats) } else { self.prune_whole(weight, stats) }
+    }
+
+    /// With an update: all rows at once.
+    fn prune_whole<W: Weight>(&self, source: &W, stats: Option<&Stats>) -> Result<Pruned, W::Error> {
+        let [rows, cols] = source.shape();
+        let features = stats.map_or(0, |stats| stats.gram().rows());
+        let Some(stats) = stats.filter(|_| features == cols) else {
+            return Err(Error::Length { what: "input statistics", want: cols, got: features }.into());
+        };
+        let hessian = stats.hessian()?;
+        let mut weight = source.band(0..rows)?;
+        let scores = Scores::new(self.criterion.scorer(source, Some(stats))?.scores(0, &weight))?;
+        let (selection, pattern) = (self.selection, self.pattern);
+        let task = Task { weight: &weight, scores: &scores, stats, hessian, selection, pattern };
+        let (updated, mask) = self.update.run(&task)?;
+        let retained_score = share(mask.kept_sum(scores.matrix())?, scores.sum(), 1.0);
+        let packed = Packed::pack(&updated, mask, self.values, None)?;
+        let quantization_error = match self.values.integers() {
+            None => None,
+            Some(_) => {
+                let (mut lost, kept) = (updated, packed.mask());
+                let energy = kept.kept_energy(&lost)?;
+                packed.subtract_from(&mut lost)?;
+                Some(share(kept.kept_energy(&lost)?, energy, 0.0).sqrt())
+            }
+        };
+        let energy = stats.energy(&weight);
+        packed.subtract_from(&mut weight)?;
+        let relative_error = share(stats.energy(&weight), energy, 0.0).sqrt();
+        Ok(Pruned { packed, retained_score, relative_error, quantization_error })
+    }
+
+    fn prune_in_bands<W: Weight>(&self, weight: &W, stats: Option<&Stats>) -> Result<Pruned, W::Error> {
         let scorer = self.criterion.scorer(weight, stats)?;
         let [rows, cols] = weight.shape();
         self.pattern.grid(rows, cols)?;
@@ -111,11 +153,16 @@ impl Method {
         let bands: Vec<Result<Band, W::Error>> = bands.collect();
         let bands = bands.into_iter().collect::<Result<Vec<Band>, _>>()?;
         let sum = |f: fn(&Band) -> f64| bands.iter().map(f).sum::<f64>();
-        let share = |part: f64, whole: f64, empty: f64| if whole > 0.0 { part / whole } else { empty };
         let retained_score = share(sum(|b| b.kept_score), sum(|b| b.score), 1.0);
         let relative_error = share(sum(|b| b.lost_energy), sum(|b| b.energy), 0.0).sqrt();
         let rounding_error = share(sum(|b| b.rounding_energy), sum(|b| b.kept_energy), 0.0).sqrt();
         let packed = Packed::stack(bands.into_iter().map(|band| band.packed).collect())?;
-        Ok(Pruned { packed, retained_score, relative_error, quantization_error: to_integers.then_some(rounding_error) })
+        let quantization_error = to_integers.then_some(rounding_error);
+        Ok(Pruned { packed, retained_score, relative_error, quantization_error })
     }
+}
+
+/// `part / whole`, or `empty` where there is nothing to have a part of.
+fn share(part: f64, whole: f64, empty: f64) -> f64 {
+    if whole > 0.0 { part / whole } else { empty }
 }

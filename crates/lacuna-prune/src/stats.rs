@@ -1,35 +1,72 @@
-//! What calibration remembers of a layer's input: the squared norm of each feature, and the Gram matrix `X·Xᵀ`.
+//! What calibration remembers of a layer's input: the squared norm of each feature, and the Gram matrix `X·Xᵀ`; and of what
+//! the input was before anything was pruned, `X₀`, its products with the input, `X₀·Xᵀ`.
 
-use lacuna_core::Matrix;
+use std::sync::OnceLock;
+
+use lacuna_core::{Matrix, Result};
 use lacuna_kernels::dense::{View, matmul};
+
+use crate::Hessian;
 
 /// Statistics of activations `X[K, T]`, summed over everything observed.
 pub struct Stats {
     tokens: usize,
+    /// `[K]`, Σ_t x
+    sums: Vec<f64>,
     /// `[K]`, Σ_t x²
     square_sums: Vec<f64>,
     /// `[K, K]`, `X·Xᵀ`
     gram: Matrix,
+    /// `[K, K]`, `X₀·Xᵀ`, where the dense input is observed too
+    cross: Option<Matrix>,
+    /// how much of the dense model's outputs there is in what updates aim at, 0 to 1
+    aim: f64,
+    /// made of the rest when an update asks for it
+    hessian: OnceLock<Result<Hessian>>,
 }
 
 impl Stats {
     /// Nothing observed yet of an input with `features` features. Holds `4 K²` bytes.
     pub fn new(features: usize) -> Self {
-        Self { tokens: 0, square_sums: vec![0.0; features], gram: Matrix::zeros(features, features) }
+        let zeros = vec![0.0; features];
+        Self {
+            tokens: 0,
+            sums: zeros.clone(),
+            square_sums: zeros,
+            gram: Matrix::zeros(features, features),
+            cross: None,
+            aim: 0.0,
+            hessian: OnceLock::new(),
+        }
     }
 
-    /// Adds activations `[K, T]`.
+    /// Nothing observed yet of an input that is looked at beside that of the dense model. An update then aims at a mix of
+    /// outputs: `aim` of those that the weight gives on the dense input, the rest of those on the input itself. Holds `8 K²` bytes.
+    pub fn beside_dense(features: usize, aim: f64) -> Self {
+        Self { cross: Some(Matrix::zeros(features, features)), aim, ..Self::new(features) }
+    }
+
+    /// Adds activations `x[K, T]`, and to statistics [beside the dense model](Self::beside_dense) what they are there, `dense[K, T]`.
     ///
     /// # Panics
-    /// If the number of features differs.
-    pub fn observe(&mut self, x: &Matrix) {
+    /// If the number of features or tokens differs, or if `dense` is missing or not asked for.
+    pub fn observe(&mut self, x: &Matrix, dense: Option<&Matrix>) {
         assert_eq!(x.rows(), self.square_sums.len(), "activations have another number of features");
+        self.hessian = OnceLock::new();
         self.tokens += x.cols();
-        for (k, sum) in self.square_sums.iter_mut().enumerate() {
-            *sum += x.row(k).iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
+        for (k, (sum, square_sum)) in self.sums.iter_mut().zip(&mut self.square_sums).enumerate() {
+            *sum += x.row(k).iter().map(|&v| f64::from(v)).sum::<f64>();
+            *square_sum += x.row(k).iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
         }
-        let strides = [x.rows(), 1];
-        matmul(self.gram.data_mut(), strides, 1.0, 1.0, View::of(x), View::of(x).transposed(), true);
+        let add = |out: &mut Matrix, left: &Matrix| {
+            matmul(out.data_mut(), [x.rows(), 1], 1.0, 1.0, View::of(left), View::of(x).transposed(), true);
+        };
+        add(&mut self.gram, x);
+        match (&mut self.cross, dense) {
+            (None, None) => {}
+            (Some(cross), Some(dense)) => add(cross, dense),
+            _ => panic!("statistics beside the dense model take both inputs, others one"),
+        }
     }
 
     /// Tokens observed.
@@ -42,9 +79,34 @@ impl Stats {
         self.square_sums.iter().map(|sum| sum.sqrt() as f32).collect()
     }
 
+    /// Mean of each feature over all tokens.
+    pub fn means(&self) -> Vec<f64> {
+        self.sums.iter().map(|sum| sum / self.tokens.max(1) as f64).collect()
+    }
+
+    /// Variance of each feature over all tokens.
+    pub fn variances(&self) -> Vec<f64> {
+        let tokens = self.tokens.max(1) as f64;
+        self.means().iter().zip(&self.square_sums).map(|(m, s)| (s / tokens - m * m).max(0.0)).collect()
+    }
+
     /// `X·Xᵀ`, `[K, K]`.
     pub fn gram(&self) -> &Matrix {
         &self.gram
+    }
+
+    /// `[K, K]`, `aim · X₀·Xᵀ + (1 − aim) · X·Xᵀ`, where the dense input was observed.
+    pub(crate) fn aimed(&self) -> Option<Matrix> {
+        let mut aimed = self.cross.clone()?;
+        for (cross, &own) in aimed.data_mut().iter_mut().zip(self.gram.data()) {
+            *cross = (self.aim * f64::from(*cross) + (1.0 - self.aim) * f64::from(own)) as f32;
+        }
+        Some(aimed)
+    }
+
+    /// The Hessian of what was observed. Layers that share an input share it.
+    pub fn hessian(&self) -> Result<&Hessian> {
+        self.hessian.get_or_init(|| Hessian::new(self)).as_ref().map_err(Clone::clone)
     }
 
     /// `‖A·X‖²_F = tr(A·(X·Xᵀ)·Aᵀ)` for some rows `A[n, K]` of a weight, or of a difference of two.
@@ -76,7 +138,7 @@ mod tests {
     fn the_energy_of_a_weight_is_that_of_its_outputs() {
         let (w, x) = (matrix(3, 5, 1), matrix(5, 9, 3));
         let mut stats = Stats::new(5);
-        stats.observe(&x);
+        stats.observe(&x, None);
         let outputs = weight_energy(&lacuna_kernels::dense::linear(&w, &x));
         assert!((stats.energy(&w) / outputs - 1.0).abs() < 1e-5);
     }
@@ -89,9 +151,9 @@ mod tests {
             Matrix::new(4, to - from, data).unwrap()
         };
         let (mut whole, mut parts) = (Stats::new(4), Stats::new(4));
-        whole.observe(&x);
-        parts.observe(&column_part(0, 2));
-        parts.observe(&column_part(2, 6));
+        whole.observe(&x, None);
+        parts.observe(&column_part(0, 2), None);
+        parts.observe(&column_part(2, 6), None);
         assert_eq!(whole.tokens(), parts.tokens());
         assert_eq!(whole.norms(), parts.norms());
         assert!(whole.gram().data().iter().zip(parts.gram().data()).all(|(a, b)| (a - b).abs() < 1e-6));

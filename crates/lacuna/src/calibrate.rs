@@ -1,11 +1,12 @@
 //! Calibration: samples of text or images streamed through the model one block at a time.
 
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use lacuna_core::Matrix;
 use lacuna_format::{Checkpoint, Tokenizer};
-use lacuna_model::{Block, BlockConfig, Config, DecoderConfig, Observer, Positions, Sample};
+use lacuna_model::{Block, BlockConfig, Config, DecoderConfig, LinearSpec, Positions, Sample};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -89,40 +90,70 @@ fn checked_length(length: usize, max: usize) -> Result<usize, UsageError> {
 /// The residual stream of all samples, as it stands between two blocks.
 pub struct Stream {
     blocks: BlockConfig,
-    /// `[H, T]` and the length of each sample in it
-    batches: Vec<(Matrix, Vec<usize>)>,
+    batches: Vec<Batch>,
 }
 
+/// Samples that run through a block together.
+struct Batch {
+    /// tokens of each sample
+    lengths: Vec<usize>,
+    /// `[H, T]`, behind pruned blocks
+    pruned: Matrix,
+    /// `[H, T]`, behind the blocks as they were, where that is wanted
+    dense: Option<Matrix>,
+}
+
+/// Is shown the input `[K, T]` of linear layers, with the layers that share it, and the same behind dense blocks.
+pub type PairObserver<'a> = dyn FnMut(&[&LinearSpec], &Matrix, Option<&Matrix>) + 'a;
+
 impl Stream {
-    /// What the first block sees of the samples.
-    pub fn new(checkpoint: &Checkpoint, config: &Config, samples: &[Sample]) -> Result<Self> {
+    /// What the first block sees of the samples. With `beside_dense`, the stream of the dense model runs along.
+    pub fn new(checkpoint: &Checkpoint, config: &Config, samples: &[Sample], beside_dense: bool) -> Result<Self> {
         let per_batch =
             (BATCH_TOKENS / samples.iter().map(|sample| config.tokens_of(sample)).max().unwrap_or(1)).max(1);
-        let batches = samples.chunks(per_batch).map(|batch| config.embed(checkpoint, batch));
+        let batches = samples.chunks(per_batch).map(|batch| {
+            let (pruned, lengths) = config.embed(checkpoint, batch)?;
+            Ok(Batch { lengths, dense: beside_dense.then(|| pruned.clone()), pruned })
+        });
         Ok(Self { blocks: config.blocks().clone(), batches: batches.collect::<lacuna_format::Result<_>>()? })
     }
 
-    /// Shows the inputs of a block's linear layers to `observe`; the stream stays where it is.
-    pub fn observe(&self, block: &Block, observe: &mut Observer) {
-        for (hidden, lengths) in &self.batches {
-            block.forward(&mut hidden.clone(), &Positions::whole(&self.blocks, lengths), None, observe);
+    /// Shows the inputs of the linear layers of a block, of which some are pruned, and of the `dense` one; the stream stays
+    /// where it is.
+    pub fn observe(&self, block: &Block, dense: &Block, observe: &mut PairObserver) {
+        for batch in &self.batches {
+            let positions = Positions::whole(&self.blocks, &batch.lengths);
+            let mut beside = VecDeque::new();
+            if let Some(hidden) = &batch.dense {
+                dense.forward(&mut hidden.clone(), &positions, None, &mut |_, x| beside.push_back(x.clone()));
+            }
+            block.forward(&mut batch.pruned.clone(), &positions, None, &mut |sharing, x| {
+                observe(sharing, x, beside.pop_front().as_ref());
+            });
         }
     }
 
-    /// Moves the stream to behind a block.
-    pub fn advance(&mut self, block: &Block) {
-        for (hidden, lengths) in &mut self.batches {
-            block.forward(hidden, &Positions::whole(&self.blocks, lengths), None, &mut |_, _| {});
+    /// Moves the stream to behind a pruned block, and that of the dense model behind the `dense` one.
+    pub fn advance(&mut self, block: &Block, dense: impl FnOnce() -> Result<Block>) -> Result<()> {
+        let beside_dense = self.batches.iter().any(|batch| batch.dense.is_some());
+        let dense = if beside_dense { Some(dense()?) } else { None };
+        for batch in &mut self.batches {
+            let positions = Positions::whole(&self.blocks, &batch.lengths);
+            block.forward(&mut batch.pruned, &positions, None, &mut |_, _| {});
+            if let (Some(hidden), Some(dense)) = (&mut batch.dense, &dense) {
+                dense.forward(hidden, &positions, None, &mut |_, _| {});
+            }
         }
+        Ok(())
     }
 
-    /// The stream itself, `[H, T]` a batch.
-    pub fn hidden(&self) -> impl Iterator<Item = &Matrix> {
-        self.batches.iter().map(|(hidden, _)| hidden)
+    /// The stream itself, `[H, T]` a batch, and that of the dense model.
+    pub fn hidden(&self) -> impl Iterator<Item = (&Matrix, Option<&Matrix>)> {
+        self.batches.iter().map(|batch| (&batch.pruned, batch.dense.as_ref()))
     }
 
     /// Tokens of all samples.
     pub fn tokens(&self) -> usize {
-        self.batches.iter().flat_map(|(_, lengths)| lengths).sum()
+        self.batches.iter().flat_map(|batch| &batch.lengths).sum()
     }
 }

@@ -76,6 +76,9 @@ pub fn demo(seed: u64, progress: &ProgressBar) -> Result<Shown> {
         let options = Options {
             pattern: pattern.parse()?,
             criterion: Criterion::Ria(Ria::default()),
+            update: lacuna_prune::Update::None,
+            aim: crate::prune::Aim::Pruned,
+            order: crate::prune::Order::Block,
             selection: Selection::Exact,
             values: None,
             layers: Selector::default(),

@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
-use lacuna_core::{Matrix, Pattern, ValueType};
+use lacuna_core::{Matrix, Packed, Pattern, ValueType};
 use lacuna_format::{
     Checkpoint, LayerSparsity, METHOD, OutTensor, RawMatrix, SPARSITY_KEY, Sparsity, Staging, VERSION,
 };
 use lacuna_model::{Block, Config, Execution, LinearSpec, Sample, family};
-use lacuna_prune::{Criterion, Method, Selection, Stats, Weight};
+use lacuna_prune::{Criterion, Method, Selection, Stats, Update, Weight};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -39,6 +39,12 @@ pub struct Options {
     pub criterion: Criterion,
     /// how masks are chosen
     pub selection: Selection,
+    /// what becomes of the kept weights
+    pub update: Update,
+    /// which outputs an update aims at
+    pub aim: Aim,
+    /// what a layer has before it when it is calibrated
+    pub order: Order,
     /// type of the kept values; `None` for that of the weights
     pub values: Option<ValueType>,
     /// which layers
@@ -47,6 +53,26 @@ pub struct Options {
     pub calibration: Option<Calibration>,
     /// replace what is there
     pub force: bool,
+}
+
+/// Which outputs of a layer an update aims at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Aim {
+    /// those of its own weights on the pruned model's input
+    Pruned,
+    /// those of the dense model
+    Dense,
+}
+
+/// What a layer has before it in its block when it is calibrated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// dense layers: a block is looked at once
+    Block,
+    /// pruned ones: a block is looked at again for each of its inputs
+    Layer,
 }
 
 /// What pruning did to one layer.
@@ -237,7 +263,8 @@ impl Job {
         let sparsity = self.sparsity(BTreeMap::new());
         let calibrating = !self.samples.is_empty();
         let blocks = self.config.blocks().layers;
-        let mut stream = Stream::new(&self.checkpoint, &self.config, &self.samples)?;
+        let beside_dense = self.options.aim == Aim::Dense;
+        let mut stream = Stream::new(&self.checkpoint, &self.config, &self.samples, beside_dense)?;
         let calibration_tokens = stream.tokens();
         let (mut reports, mut resumed) = (vec![], 0);
         let finished: Vec<_> = (0..=blocks).map(|part| staging.finished(&self.shard_name(part)).cloned()).collect();
@@ -259,8 +286,14 @@ impl Job {
                     reports.extend(report);
                     resumed += 1;
                 } else {
-                    let stats = if calibrating { self.observe(part, &layers, &stream)? } else { Statistics::new() };
-                    let (tensors, report) = self.prune_layers(&layers, &stats, progress)?;
+                    let (tensors, report) = if !calibrating {
+                        self.prune_layers(&layers, &Statistics::new(), progress, |_, _| Ok(()))?
+                    } else if part < blocks {
+                        self.prune_block(part, &layers, &stream, progress)?
+                    } else {
+                        let stats = self.observe_heads(&layers, &stream)?;
+                        self.prune_layers(&layers, &stats, progress, |_, _| Ok(()))?
+                    };
                     let noted = serde_json::to_value(&report)?;
                     reports.extend(report);
                     written(writing.take())?;
@@ -270,7 +303,8 @@ impl Job {
                 if calibrating && part < blocks {
                     written(writing.take())?;
                     let shard = Checkpoint::of_shard(&dir.join(&shard), Some(&sparsity))?;
-                    stream.advance(&Block::load(&shard, self.config.blocks(), part, Execution::EXACT)?);
+                    let block = Block::load(&shard, self.config.blocks(), part, Execution::EXACT)?;
+                    stream.advance(&block, || self.dense_block(part))?;
                 }
             }
             written(writing)
@@ -297,24 +331,55 @@ impl Job {
         Ok(staging.lock().expect("writing does not panic").write_shard(shard, &tensors, report)?)
     }
 
-    /// Statistics of the inputs of some layers of a block, or of the head behind the last block.
-    fn observe(&self, part: usize, layers: &[&LinearSpec], stream: &Stream) -> Result<Statistics> {
-        let mut stats = Statistics::new();
-        let mut add = |sharing: &[&LinearSpec], x: &Matrix| {
-            if sharing.iter().any(|layer| layers.contains(layer)) {
-                stats.observe(sharing, x);
+    /// A block of the original.
+    fn dense_block(&self, part: usize) -> Result<Block> {
+        Ok(Block::load(&self.checkpoint, self.config.blocks(), part, Execution::EXACT)?)
+    }
+
+    /// Prunes the layers of a block, observing it as often as the order asks for.
+    fn prune_block(
+        &self,
+        part: usize,
+        layers: &[&LinearSpec],
+        stream: &Stream,
+        progress: &ProgressBar,
+    ) -> Result<(NamedTensors, Vec<LayerReport>)> {
+        let (dense, mut block) = (self.dense_block(part)?, self.dense_block(part)?);
+        let stages: Vec<Vec<&LinearSpec>> = match self.options.order {
+            Order::Block => vec![layers.to_vec()],
+            Order::Layer => {
+                let stages = self.config.blocks().stages(part);
+                let of = |stage: &Vec<LinearSpec>| layers.iter().copied().filter(|l| stage.contains(l)).collect();
+                stages.iter().map(of).collect()
             }
         };
+        let (mut tensors, mut reports) = (vec![], vec![]);
+        for stage in stages.iter().filter(|stage| !stage.is_empty()) {
+            let mut stats = Statistics::new();
+            stream.observe(&block, &dense, &mut |sharing, x, beside| {
+                if sharing.iter().any(|layer| stage.contains(layer)) {
+                    stats.observe(sharing, x, beside);
+                }
+            });
+            let replace = |name: &str, packed: &Packed| Ok(block.replace(&self.checkpoint, name, packed)?);
+            let (of_stage, report) = self.prune_layers(stage, &stats, progress, replace)?;
+            tensors.extend(of_stage);
+            reports.extend(report);
+        }
+        Ok((tensors, reports))
+    }
+
+    /// Statistics of the inputs of some layers behind the last block.
+    fn observe_heads(&self, layers: &[&LinearSpec], stream: &Stream) -> Result<Statistics> {
+        let mut stats = Statistics::new();
         if layers.is_empty() {
             return Ok(stats);
         }
-        if part < self.config.blocks().layers {
-            let block = Block::load(&self.checkpoint, self.config.blocks(), part, Execution::EXACT)?;
-            stream.observe(&block, &mut add);
-        } else {
-            for hidden in stream.hidden() {
-                for (head, x) in self.config.head_inputs(&self.checkpoint, hidden)? {
-                    add(&[&head], &x);
+        for (hidden, dense) in stream.hidden() {
+            let beside = dense.map(|dense| self.config.head_inputs(&self.checkpoint, dense)).transpose()?;
+            for (i, (head, x)) in self.config.head_inputs(&self.checkpoint, hidden)?.iter().enumerate() {
+                if layers.contains(&head) {
+                    stats.observe(&[head], x, beside.as_ref().map(|beside| &beside[i].1));
                 }
             }
         }
@@ -326,13 +391,15 @@ impl Job {
         layers: &[&LinearSpec],
         stats: &Statistics,
         progress: &ProgressBar,
+        mut replace: impl FnMut(&str, &Packed) -> Result<()>,
     ) -> Result<(NamedTensors, Vec<LayerReport>)> {
         let (mut tensors, mut reports) = (vec![], vec![]);
         for layer in layers {
             progress.set_message(layer.name.clone());
             let weight = Source(self.checkpoint.raw_matrix(&layer.weight(), layer.rows, layer.cols)?);
-            let Options { criterion, selection, pattern, .. } = self.options;
-            let method = Method { criterion, selection, pattern, values: self.value_type(layer)? };
+            let Options { criterion, selection, update, pattern, .. } = self.options;
+            let values = self.value_type(layer)?;
+            let method = Method { criterion, selection, update, pattern, values };
             let pruned = method.prune(&weight, stats.of(layer)).with_context(|| format!("layer {}", layer.name))?;
             let parts = lacuna_format::pack_tensors(&layer.name, &pruned.packed);
             reports.push(LayerReport {
@@ -346,6 +413,7 @@ impl Job {
                 bytes_after: parts.iter().map(|(_, tensor)| tensor.bytes() as u64).sum(),
             });
             tensors.extend(parts);
+            replace(&layer.name, &pruned.packed)?;
             progress.inc(1);
         }
         Ok((tensors, reports))
@@ -378,9 +446,12 @@ impl Job {
 
     /// Everything that shapes the result, beside the pattern and the layers.
     fn recipe(&self) -> Value {
-        let Options { criterion, selection, values, .. } = &self.options;
+        let Options { criterion, selection, update, aim, order, values, .. } = &self.options;
         let mut recipe = json!({
             "selection": selection.name(),
+            "update": update.name(),
+            "aim": aim,
+            "order": order,
             "values": values.map_or("as the weights", ValueType::name),
         });
         if let Criterion::Ria(ria) = criterion {
@@ -496,7 +567,7 @@ impl Statistics {
         Self::default()
     }
 
-    fn observe(&mut self, sharing: &[&LinearSpec], x: &Matrix) {
+    fn observe(&mut self, sharing: &[&LinearSpec], x: &Matrix, dense: Option<&Matrix>) {
         let input = *self.of_layer.entry(sharing[0].name.clone()).or_insert_with(|| {
             self.inputs.push(Stats::new(x.rows()));
             self.inputs.len() - 1
@@ -504,7 +575,10 @@ impl Statistics {
         for layer in sharing {
             self.of_layer.insert(layer.name.clone(), input);
         }
-        self.inputs[input].observe(x);
+        match dense {
+            Some(dense) => self.inputs[input].observe_beside(x, dense),
+            None => self.inputs[input].observe(x),
+        }
     }
 
     fn of(&self, layer: &LinearSpec) -> Option<&Stats> {

@@ -1,4 +1,4 @@
-//! Dense f32 products, by the `gemm` crate, behind checked views.
+//! Dense products of floats, by the `gemm` crate, behind checked views.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -6,10 +6,16 @@ use std::ops::Range;
 use gemm::Parallelism;
 use lacuna_core::Matrix;
 
+/// Types that [`matmul`] multiplies.
+pub trait Float: Copy + PartialEq + Default + Sync + 'static {}
+
+impl Float for f32 {}
+impl Float for f64 {}
+
 /// A strided view of `[rows, cols]` values inside a buffer: element `(r, c)` is `data[r * row_stride + c * col_stride]`.
 #[derive(Clone, Copy)]
-pub struct View<'a> {
-    data: &'a [f32],
+pub struct View<'a, T = f32> {
+    data: &'a [T],
     rows: usize,
     cols: usize,
     row_stride: usize,
@@ -21,19 +27,14 @@ fn fits(len: usize, rows: usize, cols: usize, row_stride: usize, col_stride: usi
     rows == 0 || cols == 0 || (rows - 1) * row_stride + (cols - 1) * col_stride < len
 }
 
-impl<'a> View<'a> {
+impl<'a, T: Float> View<'a, T> {
     /// A view with given strides, in elements.
     ///
     /// # Panics
     /// If an element lies outside `data`.
-    pub fn new(data: &'a [f32], [rows, cols]: [usize; 2], [row_stride, col_stride]: [usize; 2]) -> Self {
+    pub fn new(data: &'a [T], [rows, cols]: [usize; 2], [row_stride, col_stride]: [usize; 2]) -> Self {
         assert!(fits(data.len(), rows, cols, row_stride, col_stride), "view outside its buffer");
         Self { data, rows, cols, row_stride, col_stride }
-    }
-
-    /// All of a matrix.
-    pub fn of(matrix: &'a Matrix) -> Self {
-        Self::new(matrix.data(), [matrix.rows(), matrix.cols()], [matrix.cols(), 1])
     }
 
     /// `[rows, cols]`.
@@ -60,19 +61,26 @@ impl<'a> View<'a> {
     }
 }
 
+impl<'a> View<'a> {
+    /// All of a matrix.
+    pub fn of(matrix: &'a Matrix) -> Self {
+        Self::new(matrix.data(), [matrix.rows(), matrix.cols()], [matrix.cols(), 1])
+    }
+}
+
 /// `out = keep * out + scale * a · b`, where `out` is a view with the given strides over `out_data`.
 ///
 /// With `parallel`, the current thread pool shares the work; the result does not depend on how many threads it has.
 ///
 /// # Panics
 /// If the inner sizes differ or `out` lies outside its buffer.
-pub fn matmul(
-    out_data: &mut [f32],
+pub fn matmul<T: Float>(
+    out_data: &mut [T],
     [out_row_stride, out_col_stride]: [usize; 2],
-    keep: f32,
-    scale: f32,
-    a: View,
-    b: View,
+    keep: T,
+    scale: T,
+    a: View<T>,
+    b: View<T>,
     parallel: bool,
 ) {
     assert_eq!(a.cols, b.rows, "inner sizes differ");
@@ -89,7 +97,7 @@ pub fn matmul(
             out_data.as_mut_ptr(),
             out_col_stride as isize,
             out_row_stride as isize,
-            keep != 0.0,
+            keep != T::default(),
             a.data.as_ptr(),
             a.col_stride as isize,
             a.row_stride as isize,

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use lacuna::UsageError;
 use lacuna::calibrate::Calibration;
 use lacuna::modules::Selector;
-use lacuna::prune::{Job, Options, Plan, Report};
+use lacuna::prune::{Aim, Order, Job, Options, Plan, Report};
 use lacuna_core::{Dtype, IntType, Pattern, ScaleGroup, ValueType};
 use lacuna_prune::score::{Ria, RiaParts};
 
@@ -43,6 +43,12 @@ pub(super) struct Args {
     /// How the 4 columns of a block are chosen
     #[arg(long, value_enum, default_value_t = SelectionName::Exact)]
     selection: SelectionName,
+    #[arg(long, value_enum, default_value_t = UpdateName::None)]
+    update: UpdateName,
+    #[arg(long)]
+    aim_dense: bool,
+    #[arg(long)]
+    by_layer: bool,
     /// Type of the kept values [default: that of the weights]
     #[arg(long, value_enum)]
     values: Option<ValuesName>,
@@ -107,6 +113,15 @@ enum SelectionName {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum UpdateName {
+    None,
+    Lsq,
+    Sparsegpt,
+    Alps,
+    Dsnot,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum ValuesName {
     F32,
     F16,
@@ -145,6 +160,15 @@ impl Args {
                 SelectionName::Paper => lacuna_prune::Selection::Paper,
                 SelectionName::Exact => lacuna_prune::Selection::Exact,
             },
+            update: match self.update {
+                UpdateName::None => lacuna_prune::Update::None,
+                UpdateName::Lsq => lacuna_prune::Update::Lsq,
+                UpdateName::Sparsegpt => lacuna_prune::Update::SparseGpt,
+                UpdateName::Alps => lacuna_prune::Update::Alps,
+                UpdateName::Dsnot => lacuna_prune::Update::DsNoT,
+            },
+            aim: if self.aim_dense { Aim::Dense } else { Aim::Pruned },
+            order: if self.by_layer { Order::Layer } else { Order::Block },
             values: self.value_type()?,
             layers: Selector::new(&self.include, &self.exclude)?,
             calibration: self.calibration.clone().map(|data| Calibration {

@@ -1,0 +1,153 @@
+//! The Hessian of a layer's squared error, `H = X·Xᵀ + λ·I`, ready for weight updates.
+//!
+//! Columns are scaled so that `H̃ = S⁻¹·H·S⁻¹` has a diagonal of ones; weights are `W̃ = W·S` there. Features with large
+//! activations, of which transformers have a few, then weigh no more in a sum of f32 than others.
+
+use std::sync::OnceLock;
+
+use lacuna_core::{Error, Matrix, Result};
+use lacuna_kernels::dense::{View, matmul};
+
+use crate::Stats;
+use crate::linalg::Square;
+
+/// `λ`, relative to the mean of the diagonal of `X·Xᵀ` (as in SparseGPT, arXiv 2301.00774, section 4).
+const DAMPING: f64 = 0.01;
+/// By how much damping grows when a factorisation fails, and how often.
+const MORE_DAMPING: f64 = 10.0;
+const ATTEMPTS: usize = 6;
+
+/// `H̃` of one input, shared by the layers that read it.
+pub struct Hessian {
+    /// `S`, `[K]`
+    scale: Vec<f32>,
+    /// `H̃`, `[K, K]`
+    scaled: Matrix,
+    /// `λ` in units of `S²`: what the diagonal of `H̃` has of it, `[K]`
+    damping: Vec<f32>,
+    /// what maps a weight to the one whose outputs come closest to those aimed at, `[K, K]`
+    retarget: Option<Matrix>,
+    inverse_upper: OnceLock<Matrix>,
+}
+
+impl Hessian {
+    /// Of everything observed. Features that were always 0 are left alone: whatever their weights are is as good.
+    ///
+    /// Fails if nothing was observed that is not 0, or if statistics are not finite.
+    pub fn new(stats: &Stats) -> Result<Self> {
+        let (gram, n) = (stats.gram(), stats.gram().rows());
+        let diagonal = |j: usize| f64::from(gram.row(j)[j]);
+        let mean = (0..n).map(diagonal).sum::<f64>() / n as f64;
+        if !(mean > 0.0 && mean.is_finite()) {
+            return Err(Error::NoSignal { mean });
+        }
+        let damping = DAMPING * mean;
+        let scale: Vec<f64> = (0..n).map(|j| (diagonal(j) + damping).sqrt()).collect();
+        let scaled_at = |i: usize, j: usize| {
+            let entry = f64::from(gram.row(i)[j]) + if i == j { damping } else { 0.0 };
+            entry / (scale[i] * scale[j])
+        };
+        let mut scaled = Matrix::zeros(n, n);
+        for i in 0..n {
+            for (j, out) in scaled.row_mut(i).iter_mut().enumerate() {
+                *out = scaled_at(i, j) as f32;
+            }
+        }
+        let mut hessian = Self {
+            damping: scale.iter().map(|s| (damping / (s * s)) as f32).collect(),
+            scale: scale.iter().map(|&s| s as f32).collect(),
+            scaled,
+            retarget: None,
+            inverse_upper: OnceLock::new(),
+        };
+        hessian.retarget = stats.aimed().map(|aimed| hessian.retarget(aimed));
+        Ok(hessian)
+    }
+
+    /// `K`.
+    pub fn features(&self) -> usize {
+        self.scale.len()
+    }
+
+    /// `H̃`, `[K, K]`: symmetric, with a diagonal of ones.
+    pub fn scaled(&self) -> &Matrix {
+        &self.scaled
+    }
+
+    /// `W̃ = W·S` of a weight; where the dense input was observed too, of the weight whose outputs on the input come closest to
+    /// those aimed at: `W·(C + λ·I)·H⁻¹`, `C = aim · X₀·Xᵀ + (1 − aim) · X·Xᵀ`.
+    pub fn scale(&self, weight: &Matrix) -> Matrix {
+        let mut out = match &self.retarget {
+            None => weight.clone(),
+            Some(retarget) => {
+                let mut out = Matrix::zeros(weight.rows(), weight.cols());
+                matmul(out.data_mut(), [weight.cols(), 1], 0.0, 1.0, View::of(weight), View::of(retarget), true);
+                out
+            }
+        };
+        for row in out.data_mut().chunks_mut(self.features()) {
+            row.iter_mut().zip(&self.scale).for_each(|(w, s)| *w *= s);
+        }
+        out
+    }
+
+    /// `W = W̃·S⁻¹`.
+    pub fn unscale(&self, mut weight: Matrix) -> Matrix {
+        for row in weight.data_mut().chunks_mut(self.features()) {
+            row.iter_mut().zip(&self.scale).for_each(|(w, s)| *w /= s);
+        }
+        weight
+    }
+
+    /// `(H̃ + ρ·I)⁻¹`, `[K, K]`.
+    pub fn inverse(&self, rho: f64) -> Matrix {
+        narrow(&self.factor(rho, Square::inverse))
+    }
+
+    /// `U` with `H̃⁻¹ = Uᵀ·U`, upper triangular.
+    pub fn inverse_upper(&self) -> &Matrix {
+        self.inverse_upper.get_or_init(|| narrow(&self.factor(0.0, Square::inverse_upper)))
+    }
+
+    /// A factor of `H̃ + ρ·I`; if rounding has left that indefinite, of the least damped one that is not.
+    fn factor(&self, rho: f64, factor: impl Fn(Square) -> Option<Square>) -> Square {
+        let n = self.features();
+        let at = |more: f64| {
+            Square::from_fn(n, |i, j| f64::from(self.scaled.row(i)[j]) + if i == j { rho + more } else { 0.0 })
+        };
+        let mut more = 0.0;
+        for _ in 0..ATTEMPTS {
+            if let Some(factor) = factor(at(more)) {
+                return factor;
+            }
+            more = if more == 0.0 { DAMPING } else { more * MORE_DAMPING };
+        }
+        // With a diagonal that outweighs everything else nothing is left to fail.
+        factor(at(n as f64)).expect("a dominant diagonal is positive definite")
+    }
+
+    /// `(C + λ·I)·H⁻¹ = (C + λ·I)·S⁻¹·H̃⁻¹·S⁻¹`.
+    fn retarget(&self, mut left: Matrix) -> Matrix {
+        let n = self.features();
+        let inverse = self.inverse(0.0);
+        for (i, row) in left.data_mut().chunks_mut(n).enumerate() {
+            row[i] += self.damping[i] * self.scale[i] * self.scale[i];
+            row.iter_mut().zip(&self.scale).for_each(|(c, s)| *c /= s);
+        }
+        let mut out = Matrix::zeros(n, n);
+        matmul(out.data_mut(), [n, 1], 0.0, 1.0, View::of(&left), View::of(&inverse), true);
+        for row in out.data_mut().chunks_mut(n) {
+            row.iter_mut().zip(&self.scale).for_each(|(c, s)| *c /= s);
+        }
+        out
+    }
+}
+
+fn narrow(square: &Square) -> Matrix {
+    let n = square.size();
+    let mut out = Matrix::zeros(n, n);
+    for i in 0..n {
+        out.row_mut(i).iter_mut().zip(square.row(i)).for_each(|(out, &x)| *out = x as f32);
+    }
+    out
+}
