@@ -30,6 +30,16 @@ pub enum Error {
         /// a window that it may have
         nearest: usize,
     },
+    /// A selection that looks at one group at a time got a pattern with a window.
+    #[error(
+        "selection {selection} takes the columns of each group from its own M, and pattern {pattern} has a window: leave out what follows the @, or choose the selection top or assignment"
+    )]
+    NoWindow {
+        /// name of the selection
+        selection: &'static str,
+        /// the pattern, as printed
+        pattern: String,
+    },
     /// The matrix has no room for one block.
     #[error(
         "pattern {pattern} cannot fit a {rows}x{cols} weight: it needs at least {m} input columns; choose a smaller M or exclude the layer"
