@@ -4,7 +4,9 @@
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Error {
     /// The text is no pattern.
-    #[error("'{0}' is not a pattern: write V:2:M, such as 64:2:8, or 2:4 (V >= 1, M >= 4, 2 values kept of each 4)")]
+    #[error(
+        "'{0}' is not a pattern: write V:2:M, such as 64:2:8, or 2:4 (V >= 1, M >= 4, 2 values kept of each 4), and @W or @all behind it for groups that choose among more columns"
+    )]
     PatternSyntax(String),
     /// V, N or M is out of range.
     #[error("pattern {v}:{n}:{m} is out of range: V must be 1 to 65536, N must be 2, M must be 4 to 65536")]
@@ -15,6 +17,28 @@ pub enum Error {
         n: usize,
         /// columns of a block
         m: usize,
+    },
+    /// The window of a pattern is out of range.
+    #[error("the window of {v}:2:{m}@{window} must be a multiple of {m}, at most 65536: write @{nearest}, or @all")]
+    PatternWindow {
+        /// rows of a block
+        v: usize,
+        /// columns of a block
+        m: usize,
+        /// the window as given
+        window: usize,
+        /// a window that it may have
+        nearest: usize,
+    },
+    /// A selection that looks at one group at a time got a pattern with a window.
+    #[error(
+        "selection {selection} takes the columns of each group from its own M, and pattern {pattern} has a window: leave out what follows the @, or choose the selection top or assignment"
+    )]
+    NoWindow {
+        /// name of the selection
+        selection: &'static str,
+        /// the pattern, as printed
+        pattern: String,
     },
     /// The matrix has no room for one block.
     #[error(
@@ -76,7 +100,20 @@ pub enum Error {
         /// what is wrong there
         why: &'static str,
     },
-    /// The kept columns of a group are not 4 ascending columns of its block.
+    /// A boolean mask does not say which of a window's columns make a group.
+    #[error(
+        "pattern {0} cannot be read off a boolean mask: its groups may choose among the columns of a window; use a pattern without @, or the packed form"
+    )]
+    WindowOfBools(String),
+    /// A mask does not keep what it should.
+    #[error("row {row} keeps column {col}, which the mask removes")]
+    NotKept {
+        /// first offending row
+        row: usize,
+        /// its column
+        col: usize,
+    },
+    /// The kept columns of a group are not 4 ascending columns that it may list.
     #[error("row block {block}, group {group} lists columns {columns:?}: they must ascend and lie in {start}..{end}")]
     BadColumns {
         /// row block
@@ -87,8 +124,28 @@ pub enum Error {
         columns: [u32; GROUP],
         /// first column allowed
         start: usize,
-        /// first column past the block
+        /// first column past them
         end: usize,
+    },
+    /// Two groups of a window list the same column.
+    #[error("row block {block}, group {group} lists column {column}, which another group of its window has")]
+    SharedColumn {
+        /// row block
+        block: usize,
+        /// the later of the two groups
+        group: usize,
+        /// the column
+        column: u32,
+    },
+    /// The groups of a window are not in their one order.
+    #[error(
+        "row block {block}, group {group} is out of order: the groups of a window ascend by their first columns, and one with padding is last"
+    )]
+    GroupOrder {
+        /// row block
+        block: usize,
+        /// the group that belongs before the one before it
+        group: usize,
     },
     /// A pair of kept positions is not ascending.
     #[error("row {row}, group {group} has position code {code:#x}: legal codes are 4, 8, 9, c, d, e")]

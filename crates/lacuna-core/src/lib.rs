@@ -4,7 +4,7 @@
 //! Letters used throughout: `W` is a weight matrix `[R, K]` = `[out_features, in_features]`, row-major. A pattern
 //! `V:N:M` cuts `W` into blocks of `V` rows × `M` columns; a block keeps 4 columns (its *group*) and of those 4 each
 //! row keeps `N = 2` values. `N` counts what is kept. `G` is the number of groups in a row. The pattern is that of
-//! arXiv 2410.16135, section 3, after VENOM (SC'23).
+//! arXiv 2410.16135, section 3, after VENOM (SC'23); with a window `W > M` a group's columns are any of `W`.
 
 #![forbid(unsafe_code)]
 
@@ -22,7 +22,7 @@ pub use error::{Error, Result};
 pub use mask::{BoolMask, Mask, Pair};
 pub use matrix::{Matrix, sum_of};
 pub use packed::Packed;
-pub use pattern::{GROUP_COLUMNS, Grid, KEPT_PER_GROUP, Pattern};
+pub use pattern::{GROUP_COLUMNS, Grid, KEPT_PER_GROUP, Pattern, Window};
 pub use permutation::Permutation;
 pub use quantized::{IntType, Quantized, ScaleGroup};
 pub use scores::Scores;

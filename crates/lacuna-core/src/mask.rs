@@ -50,8 +50,9 @@ impl Pair {
     }
 }
 
-/// A mask of a `[rows, cols]` weight under a pattern: for each row block and group 4 ascending columns of the block,
-/// for each row and group the [`Pair`] of them that is kept.
+/// A mask of a `[rows, cols]` weight under a pattern: for each row block and group 4 ascending columns of its window, for
+/// each row and group the [`Pair`] of them that is kept. No two groups of a row block share a column, and the groups of
+/// a window are in the order of [`Grid::arrange`]: there is one way to write each mask.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mask {
     grid: Grid,
@@ -62,19 +63,35 @@ pub struct Mask {
 }
 
 impl Mask {
-    /// `columns` is `[row_blocks, G]`, `pairs` is `[rows, G]`. Refuses columns that do not ascend within their block.
+    /// `columns` is `[row_blocks, G]`, `pairs` is `[rows, G]`. Refuses columns that do not ascend within their window,
+    /// that two groups share, and groups in another order than [`Grid::arrange`]'s.
     pub fn new(grid: Grid, columns: Vec<[u32; GROUP_COLUMNS]>, pairs: Vec<Pair>) -> Result<Self> {
         let groups = grid.groups();
         let length = |what, want, got| if want == got { Ok(()) } else { Err(Error::Length { what, want, got }) };
         length("columns of a mask", grid.row_blocks() * groups, columns.len())?;
         length("pairs of a mask", grid.rows() * groups, pairs.len())?;
-        for (i, kept) in columns.iter().enumerate() {
-            let (block, group) = (i / groups, i % groups);
-            let range = grid.group_range(group);
-            if !(kept.is_sorted_by(|a, b| a < b) && kept.iter().all(|&c| range.contains(&(c as usize)))) {
-                let (start, end) = (range.start, range.end);
-                return Err(Error::BadColumns { block, group, columns: *kept, start, end });
+        let mut used = vec![false; grid.cols() + grid.padding()];
+        for (block, columns) in columns.chunks_exact(groups).enumerate() {
+            for window in 0..grid.windows() {
+                let (first, last) = (grid.window_groups(window).start, grid.window_groups(window).end - 1);
+                for group in first..=last {
+                    let (kept, range) = (columns[group], grid.group_range(group));
+                    if !(kept.is_sorted_by(|a, b| a < b) && kept.iter().all(|&c| range.contains(&(c as usize)))) {
+                        let (start, end) = (range.start, range.end);
+                        return Err(Error::BadColumns { block, group, columns: kept, start, end });
+                    }
+                    for column in kept {
+                        if std::mem::replace(&mut used[column as usize], true) {
+                            return Err(Error::SharedColumn { block, group, column });
+                        }
+                    }
+                    let padded = kept[GROUP_COLUMNS - 1] as usize >= grid.cols();
+                    if group > first && !padded && kept[0] < columns[group - 1][0] {
+                        return Err(Error::GroupOrder { block, group });
+                    }
+                }
             }
+            used.fill(false);
         }
         Ok(Self { grid, columns, pairs })
     }
@@ -171,6 +188,19 @@ impl Mask {
         keep
     }
 
+    /// Refuses a boolean mask that keeps what this one removes, naming the first.
+    pub fn covers(&self, bools: &BoolMask) -> Result<()> {
+        let own = self.to_bools();
+        if (own.rows, own.cols) != (bools.rows, bools.cols) {
+            let (rows, cols, got_rows, got_cols) = (own.rows, own.cols, bools.rows, bools.cols);
+            return Err(Error::Shape { what: "boolean mask", rows, cols, got_rows, got_cols });
+        }
+        match own.keep.iter().zip(&bools.keep).position(|(&own, &keep)| keep && !own) {
+            Some(i) => Err(Error::NotKept { row: i / own.cols, col: i % own.cols }),
+            None => Ok(()),
+        }
+    }
+
     fn check_shape(&self, what: &'static str, matrix: &Matrix) -> Result<()> {
         let (rows, cols) = (self.grid.rows(), self.grid.cols());
         if (matrix.rows(), matrix.cols()) == (rows, cols) {
@@ -212,11 +242,15 @@ impl BoolMask {
 
 /// The smallest structural mask that keeps everything the boolean one keeps. The two are equal where every row keeps
 /// exactly two of each group; where it keeps fewer (a kept weight that happens to be zero), the first free positions
-/// fill up. Refuses a mask that keeps more, naming the first offending row and group.
+/// fill up. Refuses a mask that keeps more, naming the first offending row and group, and a pattern whose groups do not
+/// have their own columns.
 impl TryFrom<(Pattern, &BoolMask)> for Mask {
     type Error = Error;
 
     fn try_from((pattern, bools): (Pattern, &BoolMask)) -> Result<Self> {
+        if !pattern.is_grouped() {
+            return Err(Error::WindowOfBools(pattern.to_string()));
+        }
         let grid = pattern.grid(bools.rows, bools.cols)?;
         let groups = grid.groups();
         let mut columns = Vec::with_capacity(grid.row_blocks() * groups);

@@ -54,7 +54,7 @@ impl Packed {
             return Err(Error::Length { what: "row order", want: grid.rows(), got: order.len() });
         }
         let last = grid.groups() - 1;
-        if grid.group_range(last) != grid.block_cols(last) {
+        if grid.padding() > 0 {
             for row in 0..grid.rows() {
                 for (i, col) in mask.kept(row).last().into_iter().flatten().enumerate() {
                     let value = values.get((row * grid.groups() + last) * KEPT_PER_GROUP + i);

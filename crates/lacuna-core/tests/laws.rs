@@ -3,31 +3,60 @@
 use half::f16;
 use lacuna_core::{
     BoolMask, Dtype, Error, GROUP_COLUMNS, Grid, IntType, Mask, Matrix, Packed, Pair, Pattern, Permutation, Quantized,
-    ScaleGroup, Scores, ValueType, Values,
+    ScaleGroup, Scores, ValueType, Values, Window,
 };
 use proptest::prelude::*;
 
-fn pattern() -> impl Strategy<Value = Pattern> {
+/// Each group in its own M columns.
+fn grouped() -> impl Strategy<Value = Pattern> {
     (1_usize..20, 4_usize..20).prop_map(|(v, m)| Pattern::new(v, m).unwrap())
 }
 
-fn grid() -> impl Strategy<Value = Grid> {
-    (pattern(), 1_usize..40, 0_usize..40).prop_map(|(p, rows, more)| p.grid(rows, p.m() + more).unwrap())
+fn pattern() -> impl Strategy<Value = Pattern> {
+    let window = prop_oneof![2 => (1_usize..5).prop_map(Some), 1 => Just(None)];
+    (grouped(), window).prop_map(|(p, groups)| {
+        let window = groups.map_or(Window::All, |groups| Window::Columns(groups * p.m()));
+        p.with_window(window).unwrap()
+    })
 }
 
-/// A random mask: columns by drawing 4 of each group's range, pairs by drawing one of the six codes.
-fn mask() -> impl Strategy<Value = Mask> {
-    grid().prop_flat_map(|grid| {
-        let columns: Vec<_> = (0..grid.row_blocks() * grid.groups())
-            .map(|i| {
-                let range: Vec<u32> = grid.group_range(i % grid.groups()).map(|c| c as u32).collect();
-                prop::sample::subsequence(range, GROUP_COLUMNS).prop_map(|c| <[u32; 4]>::try_from(c).unwrap())
-            })
+fn grid_of(pattern: impl Strategy<Value = Pattern>) -> impl Strategy<Value = Grid> {
+    (pattern, 1_usize..40, 0_usize..40).prop_map(|(p, rows, more)| p.grid(rows, p.m() + more).unwrap())
+}
+
+fn grid() -> impl Strategy<Value = Grid> {
+    grid_of(pattern())
+}
+
+/// A random mask: the columns of each window shuffled and dealt to its groups, pairs by drawing one of the six codes.
+fn mask_of(grid: impl Strategy<Value = Grid>) -> impl Strategy<Value = Mask> {
+    grid.prop_flat_map(|grid| {
+        let windows: Vec<_> = (0..grid.row_blocks() * grid.windows())
+            .map(|i| Just(grid.window_cols(i % grid.windows()).map(|c| c as u32).collect::<Vec<_>>()).prop_shuffle())
             .collect();
         let pair = prop::sample::select(vec![4_u8, 8, 9, 12, 13, 14]).prop_map(|c| Pair::from_code(c).unwrap());
         let pairs = prop::collection::vec(pair, grid.rows() * grid.groups());
-        (columns, pairs).prop_map(move |(columns, pairs)| Mask::new(grid, columns, pairs).unwrap())
+        (windows, pairs).prop_map(move |(windows, pairs)| {
+            let mut columns = vec![];
+            for block in windows.chunks(grid.windows()) {
+                let mut dealt = vec![];
+                for (window, columns) in block.iter().enumerate() {
+                    let padding = grid.cols() as u32..;
+                    let groups = grid.window_groups(window).len();
+                    let listed: Vec<u32> =
+                        columns.iter().copied().chain(padding).take(groups * GROUP_COLUMNS).collect();
+                    dealt.extend(listed.as_chunks::<GROUP_COLUMNS>().0);
+                }
+                grid.arrange(&mut dealt);
+                columns.extend(dealt);
+            }
+            Mask::new(grid, columns, pairs).unwrap()
+        })
     })
+}
+
+fn mask() -> impl Strategy<Value = Mask> {
+    mask_of(grid())
 }
 
 /// Any bit pattern at all, infinities, NaN and negative zero included.
@@ -96,7 +125,7 @@ proptest! {
     }
 
     #[test]
-    fn any_text_parses_or_is_refused(text in "[0-9:a ]{0,9}") {
+    fn any_text_parses_or_is_refused(text in "([0-9:a ]{0,9}|[0-9]{1,2}:2:[0-9]{1,2}@([0-9]{1,3}|all|[@a:]))") {
         if let Ok(p) = text.parse::<Pattern>() {
             prop_assert_eq!(p.to_string().parse::<Pattern>().unwrap(), p);
         }
@@ -105,11 +134,18 @@ proptest! {
     #[test]
     fn a_grid_covers_every_weight_once(grid in grid()) {
         let rows: Vec<usize> = (0..grid.row_blocks()).flat_map(|b| grid.block_rows(b)).collect();
-        let cols: Vec<usize> = (0..grid.groups()).flat_map(|g| grid.block_cols(g)).collect();
+        let cols: Vec<usize> = (0..grid.windows()).flat_map(|w| grid.window_cols(w)).collect();
+        let groups: Vec<usize> = (0..grid.windows()).flat_map(|w| grid.window_groups(w)).collect();
         prop_assert_eq!(rows, (0..grid.rows()).collect::<Vec<_>>());
         prop_assert_eq!(cols, (0..grid.cols()).collect::<Vec<_>>());
-        for group in 0..grid.groups() {
-            prop_assert!(grid.group_range(group).len() >= GROUP_COLUMNS);
+        prop_assert_eq!(groups, (0..grid.groups()).collect::<Vec<_>>());
+        prop_assert!(grid.padding() < GROUP_COLUMNS);
+        for window in 0..grid.windows() {
+            let last = grid.group_range(grid.window_groups(window).end - 1);
+            prop_assert!(last.len() >= GROUP_COLUMNS * grid.window_groups(window).len());
+            for group in grid.window_groups(window) {
+                prop_assert_eq!(grid.block_cols(group), grid.window_cols(window));
+            }
         }
     }
 
@@ -119,19 +155,62 @@ proptest! {
         let bools = mask.to_bools();
         let at = |r: usize, c: usize| bools.as_slice()[r * grid.cols() + c];
         for block in 0..grid.row_blocks() {
+            let mut listed = vec![0; grid.cols()];
             for group in 0..grid.groups() {
-                let used = grid.block_cols(group).filter(|&c| grid.block_rows(block).any(|r| at(r, c))).count();
-                prop_assert!(used <= 4);
+                let columns = mask.columns(block, group).map(|c| c as usize);
+                prop_assert!(columns.iter().all(|c| grid.group_range(group).contains(c)));
+                let real: Vec<usize> = columns.into_iter().filter(|&c| c < grid.cols()).collect();
+                real.iter().for_each(|&c| listed[c] += 1);
                 for row in grid.block_rows(block) {
-                    prop_assert!(grid.block_cols(group).filter(|&c| at(row, c)).count() <= 2);
+                    prop_assert!(real.iter().filter(|&&c| at(row, c)).count() <= 2);
                 }
+            }
+            prop_assert!(listed.iter().all(|&times| times <= 1));
+            for (c, times) in listed.into_iter().enumerate() {
+                prop_assert!(times == 1 || grid.block_rows(block).all(|r| !at(r, c)));
             }
         }
         prop_assert!(bools.as_slice().iter().filter(|&&k| k).count() <= grid.kept());
     }
 
+    /// Groups that change places, or share a column, are refused.
     #[test]
-    fn a_mask_survives_its_boolean_form(mask in mask()) {
+    fn a_mask_is_written_in_one_way(mask in mask(), one in any::<prop::sample::Index>()) {
+        let grid = *mask.grid();
+        let pairs: Vec<Pair> = (0..grid.rows()).flat_map(|row| mask.row_pairs(row).to_vec()).collect();
+        let columns = mask.all_columns().to_vec();
+        prop_assert_eq!(Mask::new(grid, columns.clone(), pairs.clone()).unwrap(), mask);
+        let group = one.index(grid.groups());
+        let window = (0..grid.windows()).find(|&w| grid.window_groups(w).contains(&group)).unwrap();
+        if group + 1 < grid.window_groups(window).end {
+            let mut swapped = columns.clone();
+            swapped.swap(group, group + 1);
+            let refused = Mask::new(grid, swapped, pairs.clone()).unwrap_err();
+            let named = matches!(refused, Error::GroupOrder { block: 0, .. } | Error::BadColumns { block: 0, .. });
+            prop_assert!(named, "{refused}");
+            let mut shared = columns;
+            shared[group + 1][0] = shared[group][0];
+            let refused = Mask::new(grid, shared, pairs).unwrap_err();
+            let named = matches!(refused, Error::SharedColumn { block: 0, .. } | Error::BadColumns { block: 0, .. });
+            prop_assert!(named, "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_mask_covers_what_it_keeps_and_no_more(mask in mask(), at in any::<prop::sample::Index>()) {
+        let bools = mask.to_bools();
+        mask.covers(&bools).unwrap();
+        let (rows, cols) = (mask.grid().rows(), mask.grid().cols());
+        let mut keep = bools.as_slice().to_vec();
+        let i = at.index(keep.len());
+        let kept = std::mem::replace(&mut keep[i], true);
+        let more = BoolMask::new(rows, cols, keep).unwrap();
+        let want = if kept { Ok(()) } else { Err(Error::NotKept { row: i / cols, col: i % cols }) };
+        prop_assert_eq!(mask.covers(&more), want);
+    }
+
+    #[test]
+    fn a_mask_survives_its_boolean_form(mask in mask_of(grid_of(grouped()))) {
         let bools = mask.to_bools();
         let back = Mask::try_from((mask.grid().pattern(), &bools)).unwrap();
         // Positions may differ where a padding column was listed; what is kept may only grow by free positions.
@@ -140,10 +219,15 @@ proptest! {
         if mask.grid().cols() % mask.grid().pattern().m() == 0 {
             prop_assert_eq!(bools, again);
         }
+        let window = mask.grid().pattern().with_window(Window::All).unwrap();
+        prop_assert!(matches!(Mask::try_from((window, &back.to_bools())), Err(Error::WindowOfBools(_))));
     }
 
     #[test]
-    fn a_boolean_mask_that_breaks_the_pattern_is_named(mask in mask(), seed in any::<prop::sample::Index>()) {
+    fn a_boolean_mask_that_breaks_the_pattern_is_named(
+        mask in mask_of(grid_of(grouped())),
+        seed in any::<prop::sample::Index>(),
+    ) {
         let grid = *mask.grid();
         let row = seed.index(grid.rows());
         let mut keep = mask.to_bools().as_slice().to_vec();
@@ -353,7 +437,18 @@ fn patterns_out_of_range_are_refused() {
     {
         assert!(text.parse::<Pattern>().is_err(), "{text}");
     }
+    for text in ["64:2:8@", "@8", "64:2:8@8@8", "64:2:8@+8", "64:2:8@al", "64:2:8@12", "64:2:8@0", "64:2:8@65544"] {
+        assert!(text.parse::<Pattern>().is_err(), "{text}");
+    }
+    let refused = "64:2:5@512".parse::<Pattern>().unwrap_err().to_string();
+    assert!(refused.contains("64:2:5@512") && refused.contains("@510"), "{refused}");
     assert_eq!("2:4".parse::<Pattern>(), "64:2:4".parse::<Pattern>());
+    assert_eq!("64:2:8@8".parse::<Pattern>(), "64:2:8".parse::<Pattern>());
+    assert_eq!("2:4@128".parse::<Pattern>().unwrap().to_string(), "2:4@128");
+    let pattern = Pattern::new(64, 5).unwrap();
+    for (columns, window) in [(512, 510), (4, 5), (0, 5), (70_000, 65_535)] {
+        assert_eq!(pattern.with_window_up_to(columns).window(), Window::Columns(window));
+    }
     assert!("64:2:8".parse::<Pattern>().unwrap().grid(64, 7).is_err());
 }
 
@@ -363,6 +458,15 @@ fn m_that_does_not_divide_leaves_a_narrow_group() {
     let grid = "64:2:5".parse::<Pattern>().unwrap().grid(4096, 4096).unwrap();
     assert_eq!((grid.groups(), grid.block_cols(819), grid.group_range(819)), (820, 4095..4096, 4095..4099));
     assert_eq!(grid.kept(), 4096 * (819 * 2 + 1));
+    // Among all columns it has four to choose; 16 of 4 have too few for four groups of five.
+    let grid = "64:2:5@all".parse::<Pattern>().unwrap().grid(4096, 4096).unwrap();
+    assert_eq!((grid.groups(), grid.windows(), grid.group_range(819)), (820, 1, 0..4096));
+    assert_eq!((grid.padding(), grid.kept()), (0, 4096 * 820 * 2));
+    let grid = "64:2:4@all".parse::<Pattern>().unwrap().grid(1, 17).unwrap();
+    assert_eq!((grid.groups(), grid.group_range(3), grid.group_range(4)), (5, 0..17, 0..20));
+    assert_eq!((grid.padding(), grid.kept()), (3, 9));
+    let grid = "64:2:4@8".parse::<Pattern>().unwrap().grid(1, 18).unwrap();
+    assert_eq!((grid.windows(), grid.block_cols(3), grid.group_range(4)), (3, 8..16, 16..20));
 }
 
 #[test]
@@ -375,6 +479,22 @@ fn a_mask_refuses_what_its_pattern_forbids() {
         assert!(matches!(refused, Err(Error::BadColumns { block: 0, group: 0, .. })), "{bad:?}");
     }
     assert!(matches!(Mask::new(grid, vec![[0, 1, 2, 3]], pairs), Err(Error::Length { .. })));
+    // Three groups of a window that all columns and three of padding fill.
+    let grid = "2:2:4@all".parse::<Pattern>().unwrap().grid(2, 9).unwrap();
+    let of = |columns: [[u32; 4]; 3]| Mask::new(grid, columns.to_vec(), vec![Pair::FIRST; 6]);
+    assert!(of([[1, 3, 5, 7], [2, 4, 6, 8], [0, 9, 10, 11]]).is_ok());
+    for (group, bad) in [
+        (1, [[1, 3, 5, 7], [0, 9, 10, 11], [2, 4, 6, 8]]),
+        (0, [[0, 9, 10, 11], [1, 3, 5, 7], [2, 4, 6, 8]]),
+        (1, [[1, 3, 5, 7], [2, 4, 6, 9], [0, 8, 10, 11]]),
+        (2, [[1, 3, 5, 7], [2, 4, 6, 8], [0, 9, 10, 12]]),
+    ] {
+        assert!(matches!(of(bad), Err(Error::BadColumns { block: 0, group: g, .. }) if g == group), "{bad:?}");
+    }
+    let shared = of([[1, 3, 5, 7], [2, 4, 6, 8], [1, 9, 10, 11]]);
+    assert_eq!(shared, Err(Error::SharedColumn { block: 0, group: 2, column: 1 }));
+    let swapped = of([[2, 4, 6, 8], [1, 3, 5, 7], [0, 9, 10, 11]]);
+    assert_eq!(swapped, Err(Error::GroupOrder { block: 0, group: 1 }));
     for code in [0, 1, 2, 3, 5, 6, 7, 10, 11, 15, 16, 255] {
         assert_eq!(Pair::from_code(code), None, "{code}");
     }

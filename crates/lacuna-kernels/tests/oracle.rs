@@ -27,14 +27,18 @@ fn random_matrix(rng: &mut ChaCha8Rng, rows: usize, cols: usize) -> Matrix {
 
 fn random_mask(rng: &mut ChaCha8Rng, pattern: Pattern, rows: usize, cols: usize) -> Mask {
     let grid = pattern.grid(rows, cols).unwrap();
-    let columns = (0..grid.row_blocks() * grid.groups()).map(|i| {
-        let mut range: Vec<u32> = grid.group_range(i % grid.groups()).map(|c| c as u32).collect();
-        range.shuffle(rng);
-        let mut four: [u32; GROUP_COLUMNS] = range[..GROUP_COLUMNS].try_into().unwrap();
-        four.sort_unstable();
-        four
-    });
-    let columns = columns.collect();
+    let mut columns = vec![];
+    for _ in 0..grid.row_blocks() {
+        let mut block: Vec<[u32; GROUP_COLUMNS]> = vec![];
+        for window in 0..grid.windows() {
+            let mut dealt: Vec<u32> = grid.window_cols(window).map(|c| c as u32).collect();
+            dealt.shuffle(rng);
+            dealt.extend(cols as u32..(cols + grid.padding()) as u32);
+            block.extend(&dealt.as_chunks().0[..grid.window_groups(window).len()]);
+        }
+        grid.arrange(&mut block);
+        columns.extend(block);
+    }
     let pairs =
         (0..rows * grid.groups()).map(|_| Pair::from_code([4, 8, 9, 12, 13, 14][rng.random_range(0..6)]).unwrap());
     let pairs = pairs.collect();
@@ -127,6 +131,18 @@ fn kernels_agree_with_the_oracle_for_every_pattern() {
 }
 
 #[test]
+fn kernels_agree_with_the_oracle_for_every_window() {
+    for window in ["4@8", "4@all", "5@10", "5@85", "7@all", "8@16", "8@48", "8@256", "8@272", "16@all"] {
+        // Columns within a byte's reach and further; the last window whole, short, and filled up.
+        for cols in [128, 145, 277, 320] {
+            for (v, tokens) in [(64, 1), (200, 2), (3, 4), (16, 9), (64, 70)] {
+                check(&format!("{v}:2:{window}"), 130, cols, tokens, cols == 145);
+            }
+        }
+    }
+}
+
+#[test]
 fn kernels_agree_with_the_oracle_for_every_remainder() {
     for tokens in [1, 2, 3, 4, 5, 7, 8, 9, 15, 63, 64, 65, 72, 200] {
         check("64:2:8", 70, 205, tokens, false);
@@ -149,9 +165,9 @@ fn kernels_put_permuted_rows_back() {
 #[test]
 fn infinite_activations_reach_only_the_rows_that_keep_them() {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
-    let mask = random_mask(&mut rng, "4:2:8".parse().unwrap(), 8, 17);
-    let packed = Packed::pack(&random_matrix(&mut rng, 8, 17), mask, Dtype::F32, None).unwrap();
-    for tokens in [1, 6] {
+    for (pattern, tokens) in [("4:2:8", 1), ("4:2:8", 6), ("16:2:8@16", 1), ("16:2:8@all", 1), ("16:2:8@all", 20)] {
+        let mask = random_mask(&mut rng, pattern.parse().unwrap(), 8, 17);
+        let packed = Packed::pack(&random_matrix(&mut rng, 8, 17), mask, Dtype::F32, None).unwrap();
         let mut x = random_matrix(&mut rng, 17, tokens);
         x.row_mut(0).fill(f32::INFINITY);
         for kernel in KERNELS.iter().filter(|kernel| (kernel.available)() && (kernel.takes)(&packed)) {

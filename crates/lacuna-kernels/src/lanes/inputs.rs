@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::aligned::Aligned;
 use super::isa::Isa;
-use super::layout::Columns;
+use super::layout::{Columns, GroupWindow, TileDistances};
 use super::transpose;
 
 /// Values behind the last row of a tile: a window may reach over the end.
@@ -160,19 +160,40 @@ impl<E: Element> InputTile<E> {
         Self { start, width: N, data, scales }
     }
 
+    /// The same where `blocks` blocks of groups have scales of their own and each `times` of them share one here.
+    #[must_use]
+    pub(super) fn with_scales_repeated(mut self, times: usize, blocks: usize) -> Self {
+        if times > 1 && !self.scales.is_empty() {
+            let repeated = self.scales.chunks_exact(self.width).flat_map(|scales| std::iter::repeat_n(scales, times));
+            self.scales = repeated.take(blocks).flatten().copied().collect();
+        }
+        self
+    }
+
     /// Fours of activations, `[groups][width]`.
     #[inline(always)]
     ///
     /// # Safety
     /// The CPU must have the instructions of `I`.
     pub(super) unsafe fn gather<I: Isa>(&self, columns: Columns, out: &mut Aligned<[E; 4]>) {
-        match self.width {
+        let window = columns.window;
+        match columns.distances {
             // SAFETY: the caller's promise.
-            1 if I::WINDOWS && columns.narrow() => unsafe { gather_windows::<I, E>(&self.data, columns, out) },
-            1 => gather::<E, 1>(&self.data, columns, out),
-            2 => gather::<E, 2>(&self.data, columns, out),
-            4 => gather::<E, 4>(&self.data, columns, out),
-            _ => gather::<E, MAX_TOKENS>(&self.data, columns, out),
+            TileDistances::Near(near) if self.width == 1 && I::WINDOWS && window.narrow() => unsafe {
+                gather_windows::<I, E>(&self.data, window, near, out);
+            },
+            TileDistances::Near(near) => self.gather_from(window, near, out),
+            TileDistances::Far(far) => self.gather_from(window, far, out),
+        }
+    }
+
+    #[inline(always)]
+    fn gather_from<D: Copy + Into<usize>>(&self, window: GroupWindow, from: &[[D; 4]], out: &mut Aligned<[E; 4]>) {
+        match self.width {
+            1 => gather::<E, D, 1>(&self.data, window, from, out),
+            2 => gather::<E, D, 2>(&self.data, window, from, out),
+            4 => gather::<E, D, 4>(&self.data, window, from, out),
+            _ => gather::<E, D, MAX_TOKENS>(&self.data, window, from, out),
         }
     }
 }
@@ -182,13 +203,17 @@ impl<E: Element> InputTile<E> {
 /// # Safety
 /// The CPU must have the instructions of `I`.
 #[inline(always)]
-unsafe fn gather_windows<I: Isa, E: Element>(data: &[E], columns: Columns, out: &mut Aligned<[E; 4]>) {
-    assert!(data.len() == columns.padding() + 1 + SPARE, "inputs for another layer");
-    out.resize(columns.groups());
-    for (g, out) in out.iter_mut().enumerate() {
-        let (start, offsets) = columns.window(g);
+unsafe fn gather_windows<I: Isa, E: Element>(
+    data: &[E],
+    window: GroupWindow,
+    distances: &[[u8; GROUP_COLUMNS]],
+    out: &mut Aligned<[E; 4]>,
+) {
+    assert!(data.len() == window.padding + 1 + SPARE, "inputs for another layer");
+    out.resize(distances.len());
+    for ((out, &distances), start) in out.iter_mut().zip(distances).zip(window.starts(0)) {
         // SAFETY: a window starts at `padding` at most, and behind it are `SPARE` values.
-        *out = unsafe { E::window::<I>(data.as_ptr().add(start), offsets) };
+        *out = unsafe { E::window::<I>(data.as_ptr().add(start), distances) };
     }
 }
 
@@ -227,13 +252,18 @@ fn round_row<E: Element, const N: usize>(row: &[f32], per_unit: &[f32; N], out: 
 }
 
 #[inline(always)]
-fn gather<E: Element, const N: usize>(data: &[E], columns: Columns, out: &mut Aligned<[E; 4]>) {
+fn gather<E: Element, D: Copy + Into<usize>, const N: usize>(
+    data: &[E],
+    window: GroupWindow,
+    distances: &[[D; GROUP_COLUMNS]],
+    out: &mut Aligned<[E; 4]>,
+) {
     let (rows, _) = data[..data.len() - SPARE].as_chunks::<N>();
-    assert!(rows.len() == columns.padding() + 1, "inputs for another layer");
-    out.resize(columns.groups() * N);
-    for (g, out) in out.as_chunks_mut::<N>().0.iter_mut().enumerate() {
+    assert!(rows.len() == window.padding + 1, "inputs for another layer");
+    out.resize(distances.len() * N);
+    for ((out, distances), start) in out.as_chunks_mut::<N>().0.iter_mut().zip(distances).zip(window.starts(0)) {
         // SAFETY: columns are at most `padding`, the last row.
-        let [a, b, c, d] = columns.of(g).map(|column| unsafe { rows.get_unchecked(column) });
+        let [a, b, c, d] = distances.map(|distance| unsafe { rows.get_unchecked(start + distance.into()) });
         if N == MAX_TOKENS {
             let columns = [a, b, c, d].map(|row| row.first_chunk().expect("N is MAX_TOKENS"));
             E::transpose(columns, out.first_chunk_mut().expect("N is MAX_TOKENS"));

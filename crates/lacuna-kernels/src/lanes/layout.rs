@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use half::f16;
-use lacuna_core::{GROUP_COLUMNS, IntType, KEPT_PER_GROUP, Packed, Permutation, Values};
+use lacuna_core::{GROUP_COLUMNS, Grid, IntType, KEPT_PER_GROUP, Packed, Permutation, Values, Window};
 
 use super::aligned::Aligned;
 
@@ -101,8 +101,11 @@ pub(super) struct Layout {
     pub(super) chunks: usize,
     /// chunks under one scale
     pub(super) block_chunks: usize,
-    /// columns under one scale
+    /// columns that share a scale of the activations: those that groups under one scale may take, and of the blocks that
+    /// share a window with them
     pub(super) block_columns: usize,
+    /// blocks of groups that such columns belong to
+    pub(super) joined_blocks: usize,
     /// `[strips, blocks, lanes]`; none for floats
     pub(super) scales: Vec<f16>,
     pub(super) tiles: Vec<Tile>,
@@ -110,9 +113,9 @@ pub(super) struct Layout {
     pub(super) row_order: Option<Permutation>,
     pub(super) chunk_bytes: usize,
     pub(super) lanes: usize,
-    m: usize,
-    /// `[row_blocks, groups]`, as [`Columns`] has them
-    offsets: Vec<[u8; GROUP_COLUMNS]>,
+    window: GroupWindow,
+    /// `[row_blocks, groups]`
+    distances: Distances,
     /// `[strips, strip_bytes]`
     streams: Aligned<u8>,
     pub(super) strip_bytes: usize,
@@ -126,20 +129,24 @@ impl Layout {
         let strip_bytes = (chunks * chunk_bytes).next_multiple_of(64);
         let group_values = scale_group(packed);
         let block_chunks = group_values.map_or(chunks, |values| values / KEPT_PER_GROUP / CHUNK);
+        let window = GroupWindow::of(grid);
+        // Scales of activations begin anew where both a block of groups and a window do.
+        let joined_blocks = window.groups / greatest_common_divisor(window.groups, block_chunks * CHUNK);
 
         let mut layout = Self {
             rows: grid.rows(),
             cols: grid.cols(),
             chunks,
             block_chunks,
-            block_columns: block_chunks * CHUNK * grid.pattern().m(),
+            block_columns: joined_blocks * block_chunks * CHUNK * grid.pattern().m(),
+            joined_blocks,
             scales: vec![],
             tiles: vec![],
             row_order: packed.row_order().map(Permutation::inverse),
             chunk_bytes,
             lanes,
-            m: grid.pattern().m(),
-            offsets: offsets(packed, chunks * CHUNK),
+            window,
+            distances: Distances::new(packed, &window, chunks * CHUNK),
             streams: Aligned::zeros(0),
             strip_bytes,
         };
@@ -150,9 +157,8 @@ impl Layout {
                 layout.add_tile(len, block);
             }
         }
-        if grid.pattern().m() == GROUP_COLUMNS {
-            // Every block keeps all columns: tiles need not end with them.
-            layout.offsets.truncate(chunks * CHUNK);
+        if shares_columns(grid) {
+            // Tiles need not end with a row block.
             layout.tiles.clear();
             for start in (0..grid.rows()).step_by(TILE_ROWS) {
                 layout.add_tile(TILE_ROWS.min(grid.rows() - start), 0);
@@ -224,8 +230,12 @@ impl Layout {
 
     /// Kept columns of a tile.
     pub(super) fn columns(&self, tile: &Tile) -> Columns<'_> {
-        let offsets = &self.offsets[tile.block * self.groups()..(tile.block + 1) * self.groups()];
-        Columns { offsets, m: self.m, cols: self.cols }
+        let groups = tile.block * self.groups()..(tile.block + 1) * self.groups();
+        let distances = match &self.distances {
+            Distances::Near(all) => TileDistances::Near(&all[groups]),
+            Distances::Far(all) => TileDistances::Far(&all[groups]),
+        };
+        Columns { distances, window: self.window }
     }
 
     /// Positions and values of a strip.
@@ -240,63 +250,122 @@ impl Layout {
     }
 }
 
-/// Kept columns of a row block, `cols` for padding. A column is stored as its distance from the start of its group: one
-/// byte instead of four, and every row block reads all of them.
-#[derive(Clone, Copy)]
-pub(super) struct Columns<'a> {
-    offsets: &'a [[u8; GROUP_COLUMNS]],
-    m: usize,
-    cols: usize,
+/// Whether all row blocks have the same columns: where every group keeps all that it may choose among.
+pub(super) fn shares_columns(grid: &Grid) -> bool {
+    grid.pattern().is_grouped() && grid.pattern().m() == GROUP_COLUMNS
 }
 
-/// The widest groups whose columns are a byte away from their start; padding may lie behind the last one.
-pub(super) const MAX_M: usize = 255;
+/// Where the columns of groups lie.
+#[derive(Clone, Copy)]
+pub(super) struct GroupWindow {
+    /// groups of a window
+    pub(super) groups: usize,
+    /// columns of a window
+    pub(super) columns: usize,
+    /// columns of the layer, and the one that stands for padding
+    pub(super) padding: usize,
+}
 
-impl Columns<'_> {
-    /// Groups there are.
-    pub(super) fn groups(&self) -> usize {
-        self.offsets.len()
+impl GroupWindow {
+    pub(super) fn of(grid: &Grid) -> Self {
+        let m = grid.pattern().m();
+        let groups = match grid.pattern().window() {
+            Window::Columns(columns) => columns / m,
+            Window::All => grid.groups(),
+        };
+        Self { groups, columns: groups * m, padding: grid.cols() }
     }
 
-    /// Columns of a group; at most `cols`.
-    #[inline(always)]
-    pub(super) fn of(&self, group: usize) -> [usize; GROUP_COLUMNS] {
-        let (start, offsets) = self.window(group);
-        offsets.map(|offset| start + usize::from(offset))
+    /// Distances there may be from the start of a window, that of padding included.
+    fn reach(&self) -> usize {
+        self.columns.min(self.padding + 1)
     }
 
-    /// Where a group starts, at most `cols`, and the distances of its columns from there.
-    #[inline(always)]
-    pub(super) fn window(&self, group: usize) -> (usize, [u8; GROUP_COLUMNS]) {
-        ((group * self.m).min(self.cols), self.offsets[group])
+    /// Whether distances fit the largest type there is for them.
+    pub(super) fn fits(&self) -> bool {
+        self.reach() <= 1 << u16::BITS
     }
 
     /// Whether all distances are below 8.
     pub(super) fn narrow(&self) -> bool {
-        self.m <= 8
+        self.columns <= 8
     }
 
-    /// `cols`.
-    pub(super) fn padding(&self) -> usize {
-        self.cols
+    /// Starts of the windows of the groups from one on, each at most `padding`.
+    #[inline(always)]
+    pub(super) fn starts(self, group: usize) -> impl Iterator<Item = usize> {
+        let mut start = (group / self.groups * self.columns).min(self.padding);
+        let mut left = self.groups - group % self.groups;
+        std::iter::from_fn(move || {
+            if left == 0 {
+                start = (start + self.columns).min(self.padding);
+                left = self.groups;
+            }
+            left -= 1;
+            Some(start)
+        })
     }
 }
 
-/// Kept columns of all row blocks, `groups` each.
-fn offsets(packed: &Packed, groups: usize) -> Vec<[u8; GROUP_COLUMNS]> {
-    let (mask, grid) = (packed.mask(), packed.mask().grid());
-    let mut offsets = Vec::with_capacity(grid.row_blocks() * groups);
-    for block in mask.all_columns().chunks_exact(grid.groups()) {
-        for (g, group) in block.iter().enumerate() {
-            let start = g * grid.pattern().m();
-            offsets.push(group.map(|column| {
-                let offset = (column as usize).min(grid.cols()) - start;
-                u8::try_from(offset).expect("`takes` refuses wider groups")
-            }));
+/// Kept columns of row blocks, as distances from the starts of their windows; every row block reads all of its own, so
+/// that a byte is better than four.
+enum Distances {
+    Near(Vec<[u8; GROUP_COLUMNS]>),
+    Far(Vec<[u16; GROUP_COLUMNS]>),
+}
+
+impl Distances {
+    /// `groups` for each row block; those behind the last one, and columns of padding, lie at `padding`.
+    fn new(packed: &Packed, window: &GroupWindow, groups: usize) -> Self {
+        let (mask, grid) = (packed.mask(), packed.mask().grid());
+        let row_blocks = if shares_columns(grid) { 1 } else { grid.row_blocks() };
+        let blocks = mask.all_columns().chunks_exact(grid.groups()).take(row_blocks);
+        let distances = blocks.flat_map(|block| {
+            let listed = block.iter().copied().chain(std::iter::repeat([u32::MAX; GROUP_COLUMNS]));
+            let from = |(four, start): ([u32; GROUP_COLUMNS], usize)| {
+                four.map(|column| ((column as usize).min(window.padding) - start) as u16)
+            };
+            listed.zip(window.starts(0)).map(from).take(groups)
+        });
+        if window.reach() <= 1 << u8::BITS {
+            Self::Near(distances.map(|four| four.map(|distance| distance as u8)).collect())
+        } else {
+            Self::Far(distances.collect())
         }
-        offsets.resize(offsets.len().next_multiple_of(groups), [0; GROUP_COLUMNS]);
     }
-    offsets
+}
+
+/// Those of one row block.
+#[derive(Clone, Copy)]
+pub(super) enum TileDistances<'a> {
+    Near(&'a [[u8; GROUP_COLUMNS]]),
+    Far(&'a [[u16; GROUP_COLUMNS]]),
+}
+
+/// Kept columns of a row block; padding columns are those at `window.padding`.
+#[derive(Clone, Copy)]
+pub(super) struct Columns<'a> {
+    pub(super) distances: TileDistances<'a>,
+    pub(super) window: GroupWindow,
+}
+
+impl Columns<'_> {
+    /// Columns of some groups, `N` of them; at most `padding`.
+    #[inline(always)]
+    pub(super) fn of<const N: usize>(&self, first: usize) -> [[usize; GROUP_COLUMNS]; N] {
+        let mut starts = self.window.starts(first);
+        std::array::from_fn(|i| {
+            let start = starts.next().unwrap_or(self.window.padding);
+            match self.distances {
+                TileDistances::Near(all) => all[first + i].map(|distance| start + usize::from(distance)),
+                TileDistances::Far(all) => all[first + i].map(|distance| start + usize::from(distance)),
+            }
+        })
+    }
+}
+
+fn greatest_common_divisor(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
 }
 
 /// Kept values under one scale, where values have scales.

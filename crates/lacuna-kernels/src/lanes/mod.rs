@@ -38,7 +38,7 @@ use self::attention::Attend;
 use self::dense::{DenseLanes, DenseLayout, DenseTile, PairTile, run_dense};
 use self::inputs::{Element, InputTile, MAX_TOKENS, input_tiles};
 use self::isa::Isa;
-use self::layout::{Form, Layout, Tile};
+use self::layout::{Form, GroupWindow, Layout, Tile, shares_columns};
 use self::prefill::Prefill;
 use self::product::{Product, SUMS, Sums, Work};
 use crate::attention::Head;
@@ -213,7 +213,8 @@ impl<E: Element> Weight for Lanes<E> {
         let parallel = layout.kept() * tokens >= PARALLEL_WORK;
         let input = |x: &Matrix, start, width, block_columns| {
             // SAFETY: `prepare` has seen that the CPU has the features.
-            unsafe { (self.code.input)(x, start, width, block_columns) }
+            let tile = unsafe { (self.code.input)(x, start, width, block_columns) };
+            tile.with_scales_repeated(layout.joined_blocks, layout.blocks())
         };
         let inputs = input_tiles(input, x, layout.lanes, layout.block_columns, parallel);
         let mut rest = y.data_mut();
@@ -254,8 +255,8 @@ impl<E: Element> Weight for Lanes<E> {
 
 /// Whether the strips of an instruction set suit a layer: rows of a strip must share their columns.
 pub(crate) fn takes(packed: &Packed, set: &InstructionSet) -> bool {
-    let pattern = packed.mask().grid().pattern();
-    (pattern.v() >= set.lanes || pattern.m() == lacuna_core::GROUP_COLUMNS) && pattern.m() <= layout::MAX_M
+    let grid = packed.mask().grid();
+    (grid.pattern().v() >= set.lanes || shares_columns(grid)) && GroupWindow::of(grid).fits()
 }
 
 /// All strips of a tile for the tokens of one input tile: `y[len, T]` from token `input.start` on.

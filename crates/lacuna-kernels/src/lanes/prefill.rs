@@ -327,12 +327,15 @@ unsafe fn add_chunks<I: Isa, P: Prefill<I>, const N: usize, const C: usize>(
 ) {
     let width = N * I::LANES;
     let columns = layout.columns(tile);
-    for g in 0..C * CHUNK {
-        // SAFETY: columns are at most `layout.cols`, so each names a row of the input tile; a group's choices are
-        // `CHOICES · N` vectors of the scratch.
-        unsafe {
-            let columns = columns.of(chunk * CHUNK + g).map(|column| input.data.as_ptr().add(column * width));
-            P::choices::<N>(columns, scratch.add(g * P::CHOICES * width));
+    for c in 0..C {
+        let columns: [_; CHUNK] = columns.of((chunk + c) * CHUNK);
+        for (g, four) in columns.into_iter().enumerate() {
+            // SAFETY: columns are at most `layout.cols`, so each names a row of the input tile; a group's choices are
+            // `CHOICES · N` vectors of the scratch.
+            unsafe {
+                let columns = four.map(|column| input.data.as_ptr().add(column * width));
+                P::choices::<N>(columns, scratch.add((c * CHUNK + g) * P::CHOICES * width));
+            }
         }
     }
     let block = |c: usize| (chunk + c) / layout.block_chunks;

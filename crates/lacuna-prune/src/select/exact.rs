@@ -9,10 +9,24 @@
 //! Everything is inlined into one function, compiled for the vector instructions `S` that are dispatched to; hence plain
 //! loops around `gain`: a closure would be compiled without them.
 
-use lacuna_core::GROUP_COLUMNS;
+use lacuna_core::{GROUP_COLUMNS, Mask, Pattern, Result, Scores};
 use pulp::Simd;
 
-use super::Block;
+use super::Select;
+use super::grouped::{self, Block, By};
+
+/// The 4 columns of each block whose kept scores have the largest sum.
+pub struct Exact;
+
+impl Select for Exact {
+    fn name(&self) -> &'static str {
+        "exact"
+    }
+
+    fn select(&self, scores: &Scores, pattern: Pattern) -> Result<Mask> {
+        grouped::select(By::Sum, self.name(), scores, pattern)
+    }
+}
 
 /// A bound must exceed the best by more than this share to be followed: sums of f32 are no more exact than that.
 pub(super) const SLACK: f32 = 1.0 + 1e-6;

@@ -7,7 +7,8 @@
 
 use lacuna_core::GROUP_COLUMNS;
 
-use super::{TILE, exact, transposed};
+use super::exact;
+use super::grouped::{TILE, transposed};
 
 /// Columns of a block.
 const WIDTH: usize = TILE;

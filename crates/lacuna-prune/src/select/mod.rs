@@ -1,200 +1,114 @@
-//! Selection: from scores to the mask. One file each, one line here.
+//! Selection: from scores to the mask. One file each, one line of [`Selection`].
 //!
 //! In each row a mask keeps the best 2 of a group's 4 columns whatever the method; the methods differ in how they
-//! choose the 4 columns of a `V × M` block.
+//! choose the columns of the groups. *Paper* and *exact* look at one `V × M` block at a time. *Top* and *assignment*
+//! choose the columns of all groups of a window together, and put them in groups.
 
+mod assignment;
 mod exact;
+mod exchange;
 mod exhaustive;
+mod grouped;
+mod lsap;
 mod paper;
+mod top;
+mod window;
 
 use lacuna_core::{GROUP_COLUMNS, Grid, Mask, Pair, Pattern, Result, Scores};
 
-/// How the 4 columns of a block are chosen.
+pub use assignment::Assignment;
+pub use exact::Exact;
+pub use paper::Paper;
+pub use top::Top;
+
+/// A way to choose the columns of a mask. Row blocks do not know of each other: those of a band of rows are what they
+/// are in the whole matrix.
+pub trait Select: Sync {
+    /// Name as users write it.
+    fn name(&self) -> &'static str;
+
+    /// The mask of `pattern` that this method finds. Deterministic: of equal choices the one with lower columns.
+    fn select(&self, scores: &Scores, pattern: Pattern) -> Result<Mask>;
+
+    /// A mask for scores that have changed since `mask` was selected: no worse than its columns with the best two of each
+    /// row.
+    fn improve(&self, scores: &Scores, mask: &Mask) -> Result<Mask> {
+        let kept = same_columns(scores, mask)?;
+        let new = self.select(scores, mask.grid().pattern())?;
+        let better = new.kept_sum(scores.matrix())? > kept.kept_sum(scores.matrix())?;
+        Ok(if better { new } else { kept })
+    }
+}
+
+/// The methods there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Selection {
-    /// the columns with the largest L1 norm of scores
+    /// [`Paper`]
     Paper,
-    /// the 4 columns whose kept scores have the largest sum
+    /// [`Exact`]
     Exact,
+    /// [`Top`]
+    Top,
+    /// [`Assignment`]
+    Assignment,
 }
 
 impl Selection {
-    /// Name as users write it.
-    pub fn name(self) -> &'static str {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Paper, Self::Exact, Self::Top, Self::Assignment];
+
+    /// The method.
+    pub fn method(self) -> &'static dyn Select {
         match self {
-            Self::Paper => "paper",
-            Self::Exact => "exact",
+            Self::Paper => &Paper,
+            Self::Exact => &Exact,
+            Self::Top => &Top,
+            Self::Assignment => &Assignment,
         }
     }
 
-    /// The mask of `pattern` that this method finds. Deterministic: of equal choices the one with lower columns.
-    pub fn select(self, scores: &Scores, pattern: Pattern) -> Result<Mask> {
-        let (rows, cols) = (scores.matrix().rows(), scores.matrix().cols());
-        let grid = pattern.grid(rows, cols)?;
-        let (columns, pairs) = dispatch(Choice { selection: self, scores, grid: &grid });
-        Mask::new(grid, columns, pairs)
+    /// Name as users write it.
+    pub fn name(self) -> &'static str {
+        self.method().name()
     }
+
+    /// [`Select::select`]
+    pub fn select(&self, scores: &Scores, pattern: Pattern) -> Result<Mask> {
+        self.method().select(scores, pattern)
+    }
+
+    /// [`Select::improve`]
+    pub fn improve(&self, scores: &Scores, mask: &Mask) -> Result<Mask> {
+        self.method().improve(scores, mask)
+    }
+}
+
+/// The columns of a mask with the best two of each row.
+fn same_columns(scores: &Scores, mask: &Mask) -> Result<Mask> {
+    of_columns(scores, *mask.grid(), mask.all_columns().to_vec())
+}
+
+/// The mask of some columns, `[row_blocks, G]`, that keeps the best two of each row and group.
+fn of_columns(scores: &Scores, grid: Grid, columns: Vec<[u32; GROUP_COLUMNS]>) -> Result<Mask> {
+    let matrix = scores.matrix();
+    let mut pairs = Vec::with_capacity(grid.rows() * grid.groups());
+    for (block, groups) in columns.chunks_exact(grid.groups()).enumerate() {
+        for row in grid.block_rows(block) {
+            let row = matrix.row(row);
+            // Padding scores less than any real column.
+            let score = |c: u32| row.get(c as usize).copied().unwrap_or(-1.0);
+            pairs.extend(groups.iter().map(|four| Pair::top_two(four.map(score))));
+        }
+    }
+    Mask::new(grid, columns, pairs)
 }
 
 /// Runs a choice on vectors of at most 256 bits: blocks are a few vectors high, and summing up the lanes of longer ones
 /// costs more than there is to gain (a prune with AVX-512 took a third longer).
-fn dispatch(choice: Choice) -> <Choice as pulp::WithSimd>::Output {
+fn dispatch<Op: pulp::WithSimd>(choice: Op) -> Op::Output {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V3::try_new() {
         return pulp::Simd::vectorize(simd, choice);
     }
     pulp::Arch::new().dispatch(choice)
-}
-
-/// The choice of a mask, compiled for each instruction set that `pulp` dispatches to, with all that is inlined into it.
-struct Choice<'a> {
-    selection: Selection,
-    scores: &'a Scores,
-    grid: &'a Grid,
-}
-
-impl pulp::WithSimd for Choice<'_> {
-    /// columns of all blocks and pairs of all rows
-    type Output = (Vec<[u32; GROUP_COLUMNS]>, Vec<Pair>);
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, simd: S) -> Self::Output {
-        let (grid, groups) = (self.grid, self.grid.groups());
-        let mut block = Block::default();
-        let mut search = exact::Search::default();
-        let mut answers = [None; TILE];
-        let mut columns = Vec::with_capacity(grid.row_blocks() * groups);
-        let mut column_pairs = vec![];
-        let mut pairs = vec![Pair::FIRST; grid.rows() * groups];
-        for i in 0..grid.row_blocks() * groups {
-            block.load(self.scores, grid, i);
-            let chosen = match self.selection {
-                Selection::Paper => paper::choose(&block),
-                Selection::Exact => {
-                    let group = i % groups;
-                    if group % TILE == 0 {
-                        answers = self.ahead(i / groups, group);
-                    }
-                    answers[group % TILE].unwrap_or_else(|| search.choose(simd, &block))
-                }
-            };
-            let start = grid.group_range(i % groups).start as u32;
-            columns.push(chosen.map(|c| start + c as u32));
-            let [a, b, c, d] = chosen.map(|c| block.column(c));
-            column_pairs.resize(block.stride, Pair::FIRST);
-            let first = grid.block_rows(i / groups).start * groups + i % groups;
-            for ((((pair, &a), &b), &c), &d) in column_pairs.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-                *pair = Pair::top_two([a, b, c, d]);
-            }
-            for (pair, &top) in pairs[first..].iter_mut().step_by(groups).zip(&column_pairs[..block.height]) {
-                *pair = top;
-            }
-        }
-        (columns, pairs)
-    }
-}
-
-impl Choice<'_> {
-    /// The columns of the next [`TILE`] blocks, as far as they can be told without a search.
-    #[inline(always)]
-    fn ahead(&self, row_block: usize, group: usize) -> [Option<[usize; GROUP_COLUMNS]>; TILE] {
-        let (cols, start) = (self.grid.cols(), group * self.grid.pattern().m());
-        match self.grid.pattern().m() {
-            GROUP_COLUMNS => [Some([0, 1, 2, 3]); TILE],
-            TILE if start + TILE * TILE <= cols => {
-                let rows = self.grid.block_rows(row_block);
-                exhaustive::choose(&self.scores.matrix().data()[rows.start * cols + start..], cols, rows.len())
-            }
-            _ => [None; TILE],
-        }
-    }
-}
-
-/// Columns of a block take a whole number of this many scores: of vectors, for every width there is.
-const VECTOR: usize = 16;
-
-/// Scores of one `V × M` block, column by column, so that the methods run down contiguous columns.
-#[derive(Default)]
-struct Block {
-    /// rows of the block
-    height: usize,
-    /// scores of a column; those that fill up the last vector are 0
-    stride: usize,
-    /// `[columns, stride]`; columns of padding score -1, less than any real one
-    scores: Vec<f32>,
-}
-
-impl Block {
-    /// Takes block `i`, counted along the groups of a row block.
-    #[inline(always)]
-    fn load(&mut self, scores: &Scores, grid: &Grid, i: usize) {
-        let (rows, cols) = (grid.block_rows(i / grid.groups()), grid.group_range(i % grid.groups()));
-        let real = cols.start..cols.end.min(grid.cols());
-        self.height = rows.len();
-        self.stride = rows.len().next_multiple_of(VECTOR);
-        self.scores.clear();
-        self.scores.resize(self.stride * real.len(), 0.0);
-        self.scores.resize(self.stride * cols.len(), -1.0);
-        let (stride, width) = (self.stride, grid.cols());
-        let mut tile = [[0.0; TILE]; TILE];
-        for top in (0..self.height).step_by(TILE) {
-            let tall = TILE.min(self.height - top);
-            let source = &scores.matrix().data()[(rows.start + top) * width..];
-            for c in (0..real.len()).step_by(TILE) {
-                let cols = TILE.min(real.len() - c);
-                for (r, row) in tile[..tall].iter_mut().enumerate() {
-                    let source = &source[r * width + real.start + c..];
-                    // A copy of known length is one instruction.
-                    if cols == TILE {
-                        row.copy_from_slice(&source[..TILE]);
-                    } else {
-                        row[..cols].copy_from_slice(&source[..cols]);
-                    }
-                }
-                let turned = transposed(tile);
-                for (i, column) in turned[..cols].iter().enumerate() {
-                    let out = &mut self.scores[(c + i) * stride + top..];
-                    if tall == TILE {
-                        out[..TILE].copy_from_slice(column);
-                    } else {
-                        out[..tall].copy_from_slice(&column[..tall]);
-                    }
-                }
-            }
-        }
-    }
-
-    fn columns(&self) -> usize {
-        self.scores.len() / self.stride
-    }
-
-    #[inline(always)]
-    fn column(&self, c: usize) -> &[f32] {
-        &self.scores[c * self.stride..(c + 1) * self.stride]
-    }
-}
-
-/// Rows and columns that are turned at once: as many as the registers of 256 bits hold of either.
-const TILE: usize = 8;
-
-/// Column by column what was row by row: halves, pairs and single values change places. Written out, because only such
-/// steps become shuffles of vectors.
-#[inline(always)]
-fn transposed(mut rows: [[f32; TILE]; TILE]) -> [[f32; TILE]; TILE] {
-    for i in 0..4 {
-        let (a, b) = (rows[i], rows[i + 4]);
-        rows[i] = [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]];
-        rows[i + 4] = [a[4], a[5], a[6], a[7], b[4], b[5], b[6], b[7]];
-    }
-    for i in [0, 1, 4, 5] {
-        let (a, b) = (rows[i], rows[i + 2]);
-        rows[i] = [a[0], a[1], b[0], b[1], a[4], a[5], b[4], b[5]];
-        rows[i + 2] = [a[2], a[3], b[2], b[3], a[6], a[7], b[6], b[7]];
-    }
-    for i in [0, 2, 4, 6] {
-        let (a, b) = (rows[i], rows[i + 1]);
-        rows[i] = [a[0], b[0], a[2], b[2], a[4], b[4], a[6], b[6]];
-        rows[i + 1] = [a[1], b[1], a[3], b[3], a[5], b[5], a[7], b[7]];
-    }
-    rows
 }

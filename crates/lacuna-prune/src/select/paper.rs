@@ -1,9 +1,23 @@
 //! The paper's selection (arXiv 2410.16135, section 3): of each block drop the column with the least L1 norm of scores
 //! until 4 are left. Norms do not change while columns go, so this keeps the 4 largest; of equal ones the first.
 
-use lacuna_core::GROUP_COLUMNS;
+use lacuna_core::{GROUP_COLUMNS, Mask, Pattern, Result, Scores};
 
-use super::Block;
+use super::Select;
+use super::grouped::{self, Block, By};
+
+/// The 4 columns of each block with the largest L1 norm of scores.
+pub struct Paper;
+
+impl Select for Paper {
+    fn name(&self) -> &'static str {
+        "paper"
+    }
+
+    fn select(&self, scores: &Scores, pattern: Pattern) -> Result<Mask> {
+        grouped::select(By::Norm, self.name(), scores, pattern)
+    }
+}
 
 /// Columns of the block, ascending.
 pub(super) fn choose(block: &Block) -> [usize; GROUP_COLUMNS] {
