@@ -37,7 +37,7 @@ for model in bert-base deit-base minilm-l6 vit-tiny; do
                 chmod -R u+w "$work/dense" ;;
         esac
         # Speed depends on the pattern, not on which weights are kept.
-        "$lacuna" prune "$work/dense" "$work/sparse" --pattern 64:2:8 --criterion magnitude --values "$type" --quiet
+        "$lacuna" prune "$work/dense" "$work/sparse" --pattern 64:2:8 --recipe magnitude --values "$type" --quiet
         "$lacuna" export "$work/sparse" "$work/export" --format dense --quiet
         rivals=()
         for engine in "${engines[@]}"; do

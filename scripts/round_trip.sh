@@ -27,7 +27,7 @@ if [ ! -f "$hf/ready" ]; then
     touch "$hf/ready"
 fi
 
-"$lacuna" prune "$model" "$work/sparse" --pattern 64:2:8 --criterion ria --selection exact \
+"$lacuna" prune "$model" "$work/sparse" --pattern 64:2:8 \
     --calibration "$text/tinystories-calib.txt" --seed 0
 "$lacuna" verify "$work/sparse" --json > "$work/verify.json"
 "$lacuna" eval "$work/sparse" --data "$text/tinystories-eval.jsonl" --baseline "$model" --json | tee "$work/ours.json"
@@ -54,7 +54,7 @@ EOF
 # Encoders: the same way, each with its own task. Those of images are evaluated on what calibration never sees.
 encoder() {
     local name=$1 task=$2 set=$3 calibration=$4 input=$5
-    "$lacuna" prune "$models/$name" "$work/$name" --pattern 64:2:5 --criterion ria --calibration "$calibration" --seed 0
+    "$lacuna" prune "$models/$name" "$work/$name" --pattern 64:2:5 --calibration "$calibration" --seed 0
     "$lacuna" verify "$work/$name" --quiet | tail -n 1
     "$lacuna" eval "$work/$name" --task "$task" --data "$set" --baseline "$models/$name" --json | tee "$work/ours.json"
     "$lacuna" run "$work/$name" "$input" --json | cut -c -200

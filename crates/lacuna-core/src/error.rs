@@ -166,7 +166,9 @@ pub enum Error {
         group: usize,
     },
     /// Calibration saw nothing that a weight update could go by.
-    #[error("the calibration inputs of this layer have a mean square of {mean}: calibrate on other data, or leave the layer out")]
+    #[error(
+        "the calibration inputs of this layer have a mean square of {mean}: calibrate on other data, or leave the layer out"
+    )]
     NoSignal {
         /// mean over features of the sum of squares
         mean: f64,

@@ -156,9 +156,7 @@ mod tests {
     /// `A = B·Bᵀ + I` of a size that is no multiple of the blocks.
     fn positive(n: usize) -> Square {
         let b = |i: usize, k: usize| ((i * 31 + k * 17) * 2_654_435_761 % 1009) as f64 / 1009.0 - 0.5;
-        Square::from_fn(n, |i, j| {
-            (0..n).map(|k| b(i, k) * b(j, k)).sum::<f64>() + if i == j { 1.0 } else { 0.0 }
-        })
+        Square::from_fn(n, |i, j| (0..n).map(|k| b(i, k) * b(j, k)).sum::<f64>() + if i == j { 1.0 } else { 0.0 })
     }
 
     fn product(a: &Square, b: &Square) -> Square {

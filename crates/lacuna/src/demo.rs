@@ -6,15 +6,14 @@ use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use lacuna_format::{Checkpoint, Tokenizer};
 use lacuna_model::{Decoder, Execution, Sampling, family, generate};
-use lacuna_prune::score::Ria;
-use lacuna_prune::{Criterion, Selection};
 use serde::Serialize;
 
 use crate::bench::{Settings, bench};
 use crate::calibrate::Calibration;
 use crate::eval::{Protocol, score, sequences};
 use crate::modules::Selector;
-use crate::prune::{Job, Options};
+use crate::prune::{Job, Options, Patterns};
+use crate::recipe::Recipe;
 
 /// The patterns shown, from mild to strong.
 const PATTERNS: [&str; 3] = ["2:4", "64:2:5", "64:2:8"];
@@ -74,12 +73,8 @@ pub fn demo(seed: u64, progress: &ProgressBar) -> Result<Shown> {
     let mut shown = Shown { rows: vec![], samples: vec![] };
     for pattern in PATTERNS {
         let options = Options {
-            pattern: pattern.parse()?,
-            criterion: Criterion::Ria(Ria::default()),
-            update: lacuna_prune::Update::None,
-            aim: crate::prune::Aim::Pruned,
-            order: crate::prune::Order::Block,
-            selection: Selection::Exact,
+            patterns: Patterns::Uniform(pattern.parse()?),
+            recipe: Recipe::named("default")?,
             values: None,
             layers: Selector::default(),
             calibration: Some(Calibration {

@@ -19,6 +19,7 @@ pub mod memory;
 pub mod modules;
 mod output;
 pub mod prune;
+pub mod recipe;
 pub mod text;
 pub mod verify;
 

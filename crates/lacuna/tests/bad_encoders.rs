@@ -19,7 +19,7 @@ const WEIGHTS: &str = "model/model.safetensors";
 /// Whatever is done with the checkpoint.
 fn all_refuse(tiny: &Tiny, words: &[&str]) {
     for command in
-        [&format!("{PRUNE} --criterion magnitude"), "inspect model", EVAL_TEXT, "run model ba", "bench model"]
+        [&format!("{PRUNE} --recipe magnitude"), "inspect model", EVAL_TEXT, "run model ba", "bench model"]
     {
         refuses(tiny, command, FAILED, words);
     }
@@ -266,7 +266,7 @@ fn texts_for_images_and_images_for_texts() {
     }
     refuses(&images, "run model text.txt", FAILED, &["text.txt: neither JPEG nor PNG"]);
     refuses(&images, "run model images --file text.txt", USAGE, &["--file text.txt", "folder"]);
-    refuses(&images, PRUNE, USAGE, &["ria", "--calibration DIR"]);
+    refuses(&images, PRUNE, USAGE, &["update lsq", "--calibration DIR"]);
 
     let text = Tiny::text_encoder("bert");
     fs::create_dir(text.path("images")).unwrap();
@@ -275,7 +275,7 @@ fn texts_for_images_and_images_for_texts() {
     }
     text.write("image.png", b"\x89PNG\r\n\x1a\n");
     refuses(&text, "run model --file image.png", FAILED, &["image.png: ", "UTF-8"]);
-    refuses(&text, PRUNE, USAGE, &["ria", "--calibration FILE"]);
+    refuses(&text, PRUNE, USAGE, &["update lsq", "--calibration FILE"]);
     refuses(&text, "run model ba --output vectors.txt", USAGE, &["--output vectors.txt", ".npy"]);
 }
 

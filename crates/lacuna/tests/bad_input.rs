@@ -435,7 +435,7 @@ fn calibration_text_that_is_missing() {
 #[test]
 fn criterion_without_calibration() {
     for criterion in ["wanda", "ria"] {
-        let command = format!("prune model out --pattern 16:2:8 --criterion {criterion}");
+        let command = format!("prune model out --pattern 16:2:8 --criterion {criterion} --update none");
         refuses(&Tiny::new(), &command, USAGE, &[criterion, "--calibration"]);
     }
 }

@@ -20,7 +20,7 @@ fn pattern_syntax() {
 
 #[test]
 fn pattern_that_cannot_fit() {
-    let command = "prune model out --pattern 16:2:65 --criterion magnitude";
+    let command = "prune model out --pattern 16:2:65 --recipe magnitude";
     refuses(&Tiny::new(), command, USAGE, &["layer model.layers.0.self_attn.q_proj:", "16:2:65", "smaller M"]);
 }
 
@@ -67,7 +67,7 @@ fn numbers_out_of_range() {
 #[test]
 fn commands_that_lack_something_or_have_too_much() {
     let wrong = [
-        ("prune model out --criterion magnitude", "--pattern"),
+        ("prune model out --recipe magnitude", "--pattern"),
         ("prune model --pattern 2:4", "OUTPUT"),
         ("prune model out --pattern 2:4 --criterion best", "--criterion"),
         ("prune model out --pattern 2:4 --fast", "--fast"),
@@ -105,7 +105,7 @@ fn prompts_that_the_model_cannot_take() {
 
 #[test]
 fn pruning_what_is_pruned() {
-    let command = "prune sparse out --pattern 2:4 --criterion magnitude";
+    let command = "prune sparse out --pattern 2:4 --recipe magnitude";
     refuses(&Tiny::pruned(), command, FAILED, &["sparse: already pruned", "start from the dense"]);
 }
 
@@ -130,7 +130,7 @@ fn exporting_a_layer_that_lost_its_values() {
 #[test]
 fn output_exists() {
     let tiny = Tiny::pruned();
-    for command in ["prune model held.jsonl --pattern 2:4 --criterion magnitude", "export sparse held.jsonl"] {
+    for command in ["prune model held.jsonl --pattern 2:4 --recipe magnitude", "export sparse held.jsonl"] {
         let before = tiny.entries();
         refuses(&tiny, command, USAGE, &["held.jsonl already exists", "another output", "--force"]);
         assert_eq!(tiny.entries(), before);
@@ -142,7 +142,7 @@ fn force_replaces_nothing_but_a_checkpoint() {
     let tiny = Tiny::pruned();
     std::fs::create_dir(tiny.path("home")).unwrap();
     tiny.write("home/letter.txt", b"dear");
-    let command = "prune model home --pattern 2:4 --criterion magnitude --force";
+    let command = "prune model home --pattern 2:4 --recipe magnitude --force";
     let run = tiny.lacuna(command);
     refused(&tiny, &run, USAGE, &["home is no checkpoint", "remove it"]);
     assert_eq!(std::fs::read(tiny.path("home/letter.txt")).unwrap(), b"dear");
@@ -155,7 +155,7 @@ fn output_is_the_input_or_inside_it_or_around_it() {
     let absolute = absolute.to_str().unwrap();
     let before = (tiny.entries(), common::read_files(&tiny.path("model")));
     for output in ["model --force", "./model/../model --force", "model/out", "./model/a/b", absolute, ". --force"] {
-        let command = format!("prune model {output} --pattern 2:4 --criterion magnitude");
+        let command = format!("prune model {output} --pattern 2:4 --recipe magnitude");
         refuses(&tiny, &command, USAGE, &["output ", "model", "must be different directories"]);
     }
     refuses(&tiny, "export sparse sparse/out", USAGE, &["must be different directories"]);
@@ -167,7 +167,7 @@ fn output_is_the_input_or_inside_it_or_around_it() {
 fn output_is_the_input_by_another_name() {
     let tiny = Tiny::new();
     std::os::unix::fs::symlink(tiny.path("model"), tiny.path("alias")).unwrap();
-    let command = "prune model alias/out --pattern 2:4 --criterion magnitude";
+    let command = "prune model alias/out --pattern 2:4 --recipe magnitude";
     refuses(&tiny, command, USAGE, &["must be different directories"]);
 }
 
@@ -178,7 +178,7 @@ fn unfinished_output_of_other_settings() {
         tensors.get_mut("model.layers.1.mlp.up_proj.weight").unwrap().set_f32(0, f32::NAN);
     });
     refuses(&tiny, PRUNE, FAILED, &["up_proj"]);
-    let other = "prune model out --pattern 16:2:5 --criterion magnitude";
+    let other = "prune model out --pattern 16:2:5 --recipe magnitude";
     refuses(&tiny, other, FAILED, &["out.lacuna-partial: unfinished output", "other settings", "--force"]);
     refuses(&tiny, &format!("{other} --force"), FAILED, &["up_proj"]);
 }
@@ -213,8 +213,8 @@ fn disk_full() {
 #[test]
 fn output_that_cannot_be_written() {
     for (output, word) in [("/proc/lacuna", "check the path"), ("/sys/lacuna", "choose another place")] {
-        let command = format!("prune model {output} --pattern 2:4 --criterion magnitude");
+        let command = format!("prune model {output} --pattern 2:4 --recipe magnitude");
         refuses(&Tiny::new(), &command, FAILED, &[output, word]);
     }
-    refuses(&Tiny::new(), "prune model held.jsonl/out --pattern 2:4 --criterion magnitude", FAILED, &["held.jsonl"]);
+    refuses(&Tiny::new(), "prune model held.jsonl/out --pattern 2:4 --recipe magnitude", FAILED, &["held.jsonl"]);
 }

@@ -392,7 +392,7 @@ fn force_replaces_the_output() {
     // What a run leaves that is killed just while it replaces.
     fs::create_dir(tiny.path("out.lacuna-replaced")).unwrap();
     tiny.write("out.lacuna-replaced/stray", b"");
-    tiny.lacuna("prune model out --pattern 2:4 --criterion magnitude --force").ok();
+    tiny.lacuna("prune model out --pattern 2:4 --recipe magnitude --force").ok();
     assert_eq!(tiny.entries(), ["held.jsonl", "model", "out", "text.txt"]);
     assert!(!tiny.path("out/stray").exists());
     assert_eq!(tiny.read_json("out/config.json")["quantization_config"]["pattern"], "2:4");
@@ -402,7 +402,7 @@ fn force_replaces_the_output() {
 #[test]
 fn an_output_in_new_directories_is_made() {
     let tiny = Tiny::new();
-    tiny.lacuna("prune model new/deep/out --pattern 2:4 --criterion magnitude").ok();
+    tiny.lacuna("prune model new/deep/out --pattern 2:4 --recipe magnitude").ok();
     assert_eq!(read_files(&tiny.path("new/deep/out")).len(), 7);
 }
 
@@ -417,7 +417,7 @@ fn completions_are_printed() {
 fn slow_prune(tiny: &Tiny) -> &'static str {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     tiny.write("long.txt", (0..200).map(|_| sentence(&mut rng)).collect::<Vec<_>>().join("\n").as_bytes());
-    "--pattern 16:2:16 --criterion ria --calibration long.txt --threads 1 --json"
+    "--pattern 16:2:16 --recipe ria --calibration long.txt --threads 1 --json"
 }
 
 #[cfg(unix)]

@@ -104,7 +104,7 @@ fn sentences_of_every_kind_of_file_calibrate_alike() {
         let flags = format!("--pattern 8:2:5 {flags}");
         whole_way(&tiny, &flags, TEXTS, "run ba")["layers"].clone()
     };
-    let magnitude = prune("--criterion magnitude");
+    let magnitude = prune("--recipe magnitude");
     // All hold the same sentences in the same order; lines without any do not count.
     tiny.edit_bytes("sentences.txt", |bytes| bytes.splice(0..0, *b" \n\n").for_each(drop));
     let [text, lines, pairs] =
@@ -131,7 +131,7 @@ fn image_classifiers_go_the_whole_way() {
         let tiny = Tiny::image_classifier(case);
         let report = whole_way(&tiny, "--pattern 16:2:8 --calibration images", PICTURES, "run images");
         assert_eq!(names(&report["layers"]).len(), layers, "{case}");
-        let magnitude = whole_way(&tiny, "--pattern 8:2:5 --criterion magnitude", PICTURES, "run images/0/a.png");
+        let magnitude = whole_way(&tiny, "--pattern 8:2:5 --recipe magnitude", PICTURES, "run images/0/a.png");
         assert_eq!(magnitude["calibration_tokens"], 0);
     }
 }
@@ -141,7 +141,7 @@ fn queries_keys_and_values_are_pruned_as_the_checkpoint_has_them() {
     let block = |case: &str, prefix: &str| {
         let tiny = Tiny::image_classifier(case);
         let found = inspected(&tiny)["layers"].clone();
-        tiny.lacuna("prune model sparse --pattern 8:2:4 --criterion magnitude").ok();
+        tiny.lacuna("prune model sparse --pattern 8:2:4 --recipe magnitude").ok();
         let pruned = tiny.lacuna("verify sparse --json").json()["layers"].clone();
         let of = |layers: &Value| -> Vec<String> {
             let own = names(layers).into_iter().filter_map(|name| name.strip_prefix(prefix)).map(str::to_owned);
@@ -187,7 +187,7 @@ fn heads_are_pruned_only_when_named() {
 fn images_of_the_calibration_are_left_out_of_the_evaluation() {
     let tiny = Tiny::image_classifier("vit");
     let report = tiny.lacuna("prune model sparse --pattern 8:2:5 --calibration images --json").json();
-    tiny.lacuna("prune model blind --pattern 8:2:5 --criterion magnitude").ok();
+    tiny.lacuna("prune model blind --pattern 8:2:5 --recipe magnitude").ok();
     let recipe = tiny.read_json("sparse/config.json")["quantization_config"]["recipe"]["calibration"].clone();
     assert_eq!((&recipe["split"], &recipe["samples"]), (&json!("calibration"), &json!(IMAGES / 5)));
     // 6 patches and the class token.
@@ -353,7 +353,7 @@ fn texts_are_cut_where_the_model_or_the_user_says() {
 #[test]
 fn encoders_are_timed_and_have_kernels() {
     for (tiny, prompt) in [(Tiny::text_encoder("bert"), 9), (Tiny::image_classifier("timm-vit"), 13)] {
-        tiny.lacuna("prune model sparse --pattern 16:2:8 --criterion magnitude").ok();
+        tiny.lacuna("prune model sparse --pattern 16:2:8 --recipe magnitude").ok();
         let timed = tiny.lacuna("bench sparse --prompt-tokens 9 --rounds 2 --batch 3 --threads 1 --json").json();
         assert_eq!((&timed["threads"], &timed["batch"]), (&json!(1), &json!(3)));
         let rows = timed["rows"].as_array().unwrap();
@@ -394,7 +394,7 @@ fn a_rival_is_timed_only_if_its_answer_is_ours() {
         tensors.insert("classifier.weight".to_owned(), Tensor::of_f32(&[5, 24], Dtype::F32, &[0.0; 5 * 24]));
         tensors.insert("classifier.bias".to_owned(), Tensor::of_f32(&[5], Dtype::F32, &logits));
     });
-    tiny.lacuna("prune model sparse --pattern 8:2:5 --criterion magnitude").ok();
+    tiny.lacuna("prune model sparse --pattern 8:2:5 --recipe magnitude").ok();
     tiny.write("engine.sh", ENGINE.as_bytes());
     let answer = |scale: f32, images: usize| {
         let values = logits.map(|logit| (logit * scale).to_le_bytes()).concat();

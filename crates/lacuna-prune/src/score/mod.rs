@@ -5,13 +5,15 @@ mod ria;
 mod wanda;
 
 use lacuna_core::{Error, Matrix};
+use serde::{Deserialize, Serialize};
 
 use crate::{Stats, Weight};
 
 pub use ria::{Ria, RiaParts};
 
 /// A criterion with its settings.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Criterion {
     /// `|W|`
     Magnitude,

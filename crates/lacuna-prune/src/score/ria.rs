@@ -2,6 +2,8 @@
 //! for Large Language Models", ICLR 2024, equation 4):
 //! `(|W_ij| / Σ_k |W_kj| + |W_ij| / Σ_k |W_ik|) · ‖X_j‖₂^a`.
 
+use serde::{Deserialize, Serialize};
+
 use super::Scorer;
 use crate::Weight;
 
@@ -9,7 +11,8 @@ use crate::Weight;
 const ROWS: usize = 64;
 
 /// Which of the two relative importances count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum RiaParts {
     /// their sum, as published
     Both,
@@ -20,7 +23,8 @@ pub enum RiaParts {
 }
 
 /// RIA with its settings.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Ria {
     /// which parts count
     pub parts: RiaParts,

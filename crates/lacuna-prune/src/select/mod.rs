@@ -16,6 +16,8 @@ mod window;
 
 use lacuna_core::{GROUP_COLUMNS, Grid, Mask, Pair, Pattern, Result, Scores};
 
+use serde::{Deserialize, Serialize};
+
 pub use assignment::Assignment;
 pub use exact::Exact;
 pub use paper::Paper;
@@ -41,7 +43,8 @@ pub trait Select: Sync {
 }
 
 /// The methods there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Selection {
     /// [`Paper`]
     Paper,

@@ -55,7 +55,7 @@ pub(super) fn run(task: &Task) -> Result<(Matrix, Mask)> {
         }
         let looks = step % STEPS_PER_LOOK == 0;
         let scores = squares(&right)?;
-        mask = if looks { task.selection.select(&scores, task.pattern)? } else { best_pairs(&scores, &mask)? };
+        mask = if looks { task.selection.improve(&scores, &mask)? } else { best_pairs(&scores, &mask)? };
         sparse = mask.apply(&right)?;
         for (v, (b, d)) in dual.data_mut().iter_mut().zip(primal.data().iter().zip(sparse.data())) {
             *v += rho as f32 * (b - d);

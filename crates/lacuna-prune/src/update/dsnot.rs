@@ -47,7 +47,8 @@ pub(super) fn run(task: &Task, mask: Mask) -> Result<Mask> {
             let worth = |p: usize| task.scores.matrix().row(row).get(column(p)).copied();
             let kept = pairs[group].positions();
             let leaving = kept.into_iter().filter(|&p| worth(p).is_some() && !gone.contains(&(group, p)));
-            let Some(goes) = leaving.min_by(|&a, &b| worth(a).partial_cmp(&worth(b)).expect("scores are finite")) else {
+            let Some(goes) = leaving.min_by(|&a, &b| worth(a).partial_cmp(&worth(b)).expect("scores are finite"))
+            else {
                 break;
             };
             let after = error + gain(column(goes)) - gain(column(comes));

@@ -33,7 +33,8 @@ pub(super) fn refit_from(
     matmul(wanted.data_mut(), [cols, 1], 0.0, 1.0, View::of(target), View::of(hessian.scaled()), true);
     let mut out = Matrix::zeros(target.rows(), cols);
     out.data_mut().par_chunks_mut(grid.pattern().v() * cols).enumerate().for_each(|(block, out)| {
-        let mut columns: Vec<usize> = (0..grid.groups()).flat_map(|g| mask.columns(block, g)).map(|c| c as usize).collect();
+        let mut columns: Vec<usize> =
+            (0..grid.groups()).flat_map(|g| mask.columns(block, g)).map(|c| c as usize).collect();
         columns.retain(|&c| c < cols);
         columns.sort_unstable();
         let mut place = vec![usize::MAX; cols];

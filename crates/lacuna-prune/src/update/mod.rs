@@ -11,12 +11,15 @@ mod sparsegpt;
 
 use lacuna_core::{Mask, Matrix, Pair, Pattern, Result, Scores};
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Selection, Stats};
 
 pub use hessian::Hessian;
 
 /// How the kept weights of a layer change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Update {
     /// not at all
     None,
@@ -52,6 +55,11 @@ impl Update {
             Self::Alps => "alps",
             Self::DsNoT => "dsnot",
         }
+    }
+
+    /// Whether it changes weights by their Hessian.
+    pub fn needs_stats(self) -> bool {
+        self != Self::None
     }
 
     /// The new weight, 0 where the mask removes it, and the mask.

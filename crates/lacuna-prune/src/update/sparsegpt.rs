@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use lacuna_core::{Mask, Matrix, Pattern, Result, Scores};
+use lacuna_core::{Grid, Mask, Matrix, Result, Scores};
 use lacuna_kernels::dense::{View, matmul};
 use rayon::prelude::*;
 
@@ -20,7 +20,7 @@ pub(super) fn run(task: &Task) -> Result<(Matrix, Mask)> {
     let grid = task.pattern.grid(task.weight.rows(), task.weight.cols())?;
     let mut weight = task.hessian.scale(task.weight);
     let (cols, upper) = (weight.cols(), task.hessian.inverse_upper());
-    let windows = windows(task.pattern, cols);
+    let windows = windows(&grid);
     let swept = weight.data_mut().par_chunks_mut(grid.pattern().v() * cols).map(|rows| {
         let mut block = RowBlock { task, upper, rows, cols, masks: vec![] };
         block.sweep(&windows)?;
@@ -39,14 +39,16 @@ pub(super) fn run(task: &Task) -> Result<(Matrix, Mask)> {
     Ok((weight, Mask::new(grid, columns, pairs)?))
 }
 
-/// Runs of columns whose groups are chosen together; what is too narrow for a block of its own goes with the run before.
-fn windows(pattern: Pattern, cols: usize) -> Vec<Range<usize>> {
-    let mut starts: Vec<usize> = (0..cols).step_by(pattern.m()).collect();
-    if starts.len() > 1 && cols - starts[starts.len() - 1] < pattern.m() {
-        starts.pop();
+/// The windows; one that is too narrow for a block of its own goes with the one before.
+fn windows(grid: &Grid) -> Vec<Range<usize>> {
+    let mut windows: Vec<Range<usize>> = (0..grid.windows()).map(|w| grid.window_cols(w)).collect();
+    if let [.., before, last] = &mut windows[..]
+        && last.len() < grid.pattern().m()
+    {
+        before.end = last.end;
+        windows.pop();
     }
-    let ends = starts[1..].iter().copied().chain([cols]);
-    starts.iter().zip(ends).map(|(&start, end)| start..end).collect()
+    windows
 }
 
 /// One row block on its way.

@@ -7,11 +7,16 @@ use clap::ValueEnum;
 use lacuna::UsageError;
 use lacuna::calibrate::Calibration;
 use lacuna::modules::Selector;
-use lacuna::prune::{Aim, Order, Job, Options, Plan, Report};
+use lacuna::prune::{Forecast, Job, Options, Patterns, Report};
+use lacuna::recipe::{Order, Recipe};
 use lacuna_core::{Dtype, IntType, Pattern, ScaleGroup, ValueType};
 use lacuna_prune::score::{Ria, RiaParts};
+use lacuna_prune::{Criterion, Selection, Update};
 
 use super::ui::{Ui, bytes, table};
+
+/// Where `--help` lists the settings of a recipe.
+const RECIPE: &str = "Settings of the recipe";
 
 /// Prune a dense checkpoint to a V:N:M pattern and store it packed
 #[derive(clap::Args)]
@@ -28,27 +33,41 @@ pub(super) struct Args {
     model: PathBuf,
     /// Directory to write
     output: PathBuf,
-    /// V:2:M keeps 2 of M values in each row and 4 of M columns in each block of V rows; 2:4 is the plain pattern
+    /// V:2:M keeps 2 of M values in each row and 4 of M columns in each block of V rows; 2:4 is the plain pattern; @W behind it
+    /// lets the groups of a block choose among W columns, @all among all
     #[arg(long)]
     pattern: Pattern,
+    /// How much time to spend: which of the recipes low, default and high [default: default]
+    #[arg(long, value_enum, conflicts_with = "recipe")]
+    effort: Option<Effort>,
+    /// A built-in recipe (magnitude, wanda, ria, sparsegpt, alps, dsnot, low, default, high), or a file of one. The settings below
+    /// change it
+    #[arg(long, value_name = "NAME|FILE")]
+    recipe: Option<String>,
     /// How weights are scored
-    #[arg(long, value_enum, default_value_t = CriterionName::Ria)]
-    criterion: CriterionName,
+    #[arg(long, value_enum, help_heading = RECIPE)]
+    criterion: Option<CriterionName>,
     /// Which of RIA's two relative importances count
-    #[arg(long, value_enum, default_value_t = PartsName::Both)]
-    ria_parts: PartsName,
+    #[arg(long, value_enum, help_heading = RECIPE)]
+    ria_parts: Option<PartsName>,
     /// Power of the activation norm in RIA
-    #[arg(long, default_value_t = 0.5, value_name = "A", value_parser = exponent)]
-    ria_exponent: f32,
-    /// How the 4 columns of a block are chosen
-    #[arg(long, value_enum, default_value_t = SelectionName::Exact)]
-    selection: SelectionName,
-    #[arg(long, value_enum, default_value_t = UpdateName::None)]
-    update: UpdateName,
-    #[arg(long)]
-    aim_dense: bool,
-    #[arg(long)]
-    by_layer: bool,
+    #[arg(long, value_name = "A", value_parser = exponent, help_heading = RECIPE)]
+    ria_exponent: Option<f32>,
+    /// How the columns of a mask are chosen
+    #[arg(long, value_enum, help_heading = RECIPE)]
+    selection: Option<SelectionName>,
+    /// Among how many columns at most the groups of a block choose; not for 2:4
+    #[arg(long, value_name = "W", value_parser = super::positive, help_heading = RECIPE)]
+    window: Option<usize>,
+    /// What becomes of the kept weights
+    #[arg(long, value_enum, help_heading = RECIPE)]
+    update: Option<UpdateName>,
+    /// How much of the dense model's outputs an update aims at, 0 to 1; the rest is the layer's own on what it is given
+    #[arg(long, value_name = "SHARE", help_heading = RECIPE)]
+    aim: Option<f64>,
+    /// What a layer has before it in its block when it is calibrated: dense layers (one look a block), or pruned ones
+    #[arg(long, value_enum, help_heading = RECIPE)]
+    order: Option<OrderName>,
     /// Type of the kept values [default: that of the weights]
     #[arg(long, value_enum)]
     values: Option<ValuesName>,
@@ -84,7 +103,18 @@ fn exponent(text: &str) -> Result<f32, String> {
     text.parse().ok().filter(|&a: &f32| a >= 0.0 && a.is_finite()).ok_or_else(|| "must be 0 or more".to_owned())
 }
 
+/// Which built-in recipe.
 #[derive(Clone, Copy, ValueEnum)]
+enum Effort {
+    /// masks only
+    Low,
+    /// masks of free columns, and least squares
+    Default,
+    /// all there is
+    High,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum CriterionName {
     /// |W|
     Magnitude,
@@ -106,19 +136,36 @@ enum PartsName {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum SelectionName {
-    /// the columns with the largest L1 norm of scores
+    /// the columns of a block with the largest L1 norm of scores
     Paper,
-    /// the columns whose kept scores have the largest sum
+    /// the columns of a block whose kept scores have the largest sum
     Exact,
+    /// the best columns of a window, put in groups
+    Top,
+    /// the columns of a window by linear assignment to groups
+    Assignment,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum UpdateName {
+    /// nothing
     None,
+    /// masked least squares
     Lsq,
+    /// the SparseGPT sweep, which chooses its mask itself
     Sparsegpt,
+    /// ADMM, in which mask and weights settle together, and least squares
     Alps,
+    /// the mask moves, the weights stay
     Dsnot,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OrderName {
+    /// dense layers
+    Block,
+    /// pruned layers
+    Layer,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -144,31 +191,9 @@ enum ScaleGroupName {
 
 impl Args {
     fn options(&self, seed: u64) -> Result<Options> {
-        let parts = match self.ria_parts {
-            PartsName::Both => RiaParts::Both,
-            PartsName::Column => RiaParts::Column,
-            PartsName::Row => RiaParts::Row,
-        };
         Ok(Options {
-            pattern: self.pattern,
-            criterion: match self.criterion {
-                CriterionName::Magnitude => lacuna_prune::Criterion::Magnitude,
-                CriterionName::Wanda => lacuna_prune::Criterion::Wanda,
-                CriterionName::Ria => lacuna_prune::Criterion::Ria(Ria { parts, exponent: self.ria_exponent }),
-            },
-            selection: match self.selection {
-                SelectionName::Paper => lacuna_prune::Selection::Paper,
-                SelectionName::Exact => lacuna_prune::Selection::Exact,
-            },
-            update: match self.update {
-                UpdateName::None => lacuna_prune::Update::None,
-                UpdateName::Lsq => lacuna_prune::Update::Lsq,
-                UpdateName::Sparsegpt => lacuna_prune::Update::SparseGpt,
-                UpdateName::Alps => lacuna_prune::Update::Alps,
-                UpdateName::Dsnot => lacuna_prune::Update::DsNoT,
-            },
-            aim: if self.aim_dense { Aim::Dense } else { Aim::Pruned },
-            order: if self.by_layer { Order::Layer } else { Order::Block },
+            patterns: Patterns::Uniform(self.pattern),
+            recipe: self.recipe()?,
             values: self.value_type()?,
             layers: Selector::new(&self.include, &self.exclude)?,
             calibration: self.calibration.clone().map(|data| Calibration {
@@ -179,6 +204,65 @@ impl Args {
             }),
             force: self.force,
         })
+    }
+
+    /// The named recipe with the settings that are given beside it.
+    fn recipe(&self) -> Result<Recipe> {
+        let named = match (&self.recipe, self.effort) {
+            (Some(name), _) => name,
+            (None, Some(Effort::Low)) => "low",
+            (None, Some(Effort::High)) => "high",
+            (None, Some(Effort::Default) | None) => "default",
+        };
+        let mut recipe = Recipe::named(named)?;
+        match self.criterion {
+            Some(CriterionName::Magnitude) => recipe.criterion = Criterion::Magnitude,
+            Some(CriterionName::Wanda) => recipe.criterion = Criterion::Wanda,
+            Some(CriterionName::Ria) => recipe.criterion = Criterion::Ria(Ria::default()),
+            None => {}
+        }
+        match &mut recipe.criterion {
+            Criterion::Ria(ria) => {
+                ria.exponent = self.ria_exponent.unwrap_or(ria.exponent);
+                match self.ria_parts {
+                    Some(PartsName::Both) => ria.parts = RiaParts::Both,
+                    Some(PartsName::Column) => ria.parts = RiaParts::Column,
+                    Some(PartsName::Row) => ria.parts = RiaParts::Row,
+                    None => {}
+                }
+            }
+            other if self.ria_parts.is_some() || self.ria_exponent.is_some() => {
+                let problem = format!("--ria-parts and --ria-exponent are for RIA; the criterion is {}", other.name());
+                return Err(UsageError(problem).into());
+            }
+            _ => {}
+        }
+        match self.selection {
+            Some(SelectionName::Paper) => recipe.selection = Selection::Paper,
+            Some(SelectionName::Exact) => recipe.selection = Selection::Exact,
+            Some(SelectionName::Top) => recipe.selection = Selection::Top,
+            Some(SelectionName::Assignment) => recipe.selection = Selection::Assignment,
+            None => {}
+        }
+        if matches!(self.selection, Some(SelectionName::Paper | SelectionName::Exact)) && self.window.is_none() {
+            recipe.window = None;
+        }
+        recipe.window = self.window.or(recipe.window);
+        match self.update {
+            Some(UpdateName::None) => recipe.update = Update::None,
+            Some(UpdateName::Lsq) => recipe.update = Update::Lsq,
+            Some(UpdateName::Sparsegpt) => recipe.update = Update::SparseGpt,
+            Some(UpdateName::Alps) => recipe.update = Update::Alps,
+            Some(UpdateName::Dsnot) => recipe.update = Update::DsNoT,
+            None => {}
+        }
+        recipe.aim = self.aim.unwrap_or(recipe.aim);
+        match self.order {
+            Some(OrderName::Block) => recipe.order = Order::Block,
+            Some(OrderName::Layer) => recipe.order = Order::Layer,
+            None => {}
+        }
+        recipe.checked().map_err(|problem| UsageError(problem).into())
     }
 
     fn value_type(&self) -> Result<Option<ValueType>> {
@@ -206,8 +290,8 @@ impl Args {
 pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let job = Job::new(&args.model, args.options(ui.seed)?)?;
     if args.dry_run {
-        let plan = job.plan()?;
-        ui.result(&plan, || plan_text(&plan));
+        let forecast = job.forecast()?;
+        ui.result(&forecast, || forecast_text(&forecast));
         return Ok(());
     }
     let progress = ui.progress("prune", job.steps());
@@ -220,20 +304,20 @@ pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-fn plan_text(plan: &Plan) -> String {
-    let row = |l: &lacuna::prune::PlannedLayer| {
+fn forecast_text(forecast: &Forecast) -> String {
+    let row = |l: &lacuna::prune::LayerForecast| {
         let (before, after) = (bytes(l.bytes_before), bytes(l.bytes_after));
         let shape = format!("{}x{}", l.shape[0], l.shape[1]);
         vec![l.name.clone(), shape, l.pattern.clone(), format!("{:.4}", l.density), before, after]
     };
-    let rows: Vec<Vec<String>> = plan.layers.iter().map(row).collect();
+    let rows: Vec<Vec<String>> = forecast.layers.iter().map(row).collect();
     format!(
         "{}\n{} layers to prune; nothing was written\nweights      {} -> {}\npeak memory  about {}\n",
         table(&["layer", "shape", "pattern", "density", "before", "after"], &rows),
-        plan.layers.len(),
-        bytes(plan.bytes_before),
-        bytes(plan.bytes_after),
-        bytes(plan.peak_memory_bytes),
+        forecast.layers.len(),
+        bytes(forecast.bytes_before),
+        bytes(forecast.bytes_after),
+        bytes(forecast.peak_memory_bytes),
     )
 }
 

@@ -22,8 +22,8 @@ pub const CONTEXT: usize = 64;
 pub const WEIGHTS: &str = "model/model.safetensors";
 pub const INDEX: &str = "model/model.safetensors.index.json";
 pub const Q: &str = "model.layers.0.self_attn.q_proj.weight";
-pub const PRUNE: &str = "prune model out --pattern 16:2:8 --criterion magnitude";
-pub const WANDA: &str = "prune model out --pattern 16:2:8 --criterion wanda --calibration";
+pub const PRUNE: &str = "prune model out --pattern 16:2:8 --recipe magnitude";
+pub const WANDA: &str = "prune model out --pattern 16:2:8 --recipe wanda --calibration";
 /// Asked wrongly.
 pub const USAGE: i32 = 2;
 /// Everything else.
@@ -181,7 +181,7 @@ impl Tiny {
     /// With a pruned copy under `sparse`.
     pub fn pruned() -> Self {
         let tiny = Self::new();
-        tiny.lacuna("prune model sparse --pattern 16:2:8 --criterion magnitude").ok();
+        tiny.lacuna("prune model sparse --pattern 16:2:8 --recipe magnitude").ok();
         tiny
     }
 

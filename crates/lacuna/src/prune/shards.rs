@@ -1,0 +1,206 @@
+//! Block by block: observe, prune, write, go on behind the pruned block.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::thread::ScopedJoinHandle;
+
+use anyhow::{Context, Result};
+use indicatif::ProgressBar;
+use lacuna_core::Packed;
+use lacuna_format::{Checkpoint, OutTensor, Staging};
+use lacuna_model::{Block, Execution, LinearSpec};
+use lacuna_prune::Method;
+use serde_json::Value;
+
+use super::layer::{Source, Statistics};
+use super::{Chosen, Job, LayerReport};
+use crate::calibrate::Stream;
+use crate::recipe::Order;
+
+/// Tensors to write under their names.
+type NamedTensors = Vec<(String, OutTensor<'static>)>;
+
+/// What came of writing the shards.
+pub(super) struct Written {
+    /// of all layers
+    pub(super) layers: Vec<LayerReport>,
+    /// how many shards were there already
+    pub(super) resumed_shards: usize,
+    pub(super) calibration_tokens: usize,
+}
+
+impl Job {
+    /// Writes the shards that are not there yet.
+    ///
+    /// A shard is written while the next block is pruned, one at a time and in order, so that the journal is what it
+    /// would be without the thread.
+    pub(super) fn write_shards(&self, staging: &mut Staging, progress: &ProgressBar) -> Result<Written> {
+        let sparsity = self.sparsity(BTreeMap::new())?;
+        let calibrating = !self.samples.is_empty();
+        let blocks = self.config.blocks().layers;
+        let beside_dense = self.options.recipe.aim > 0.0;
+        let mut stream = Stream::new(&self.checkpoint, &self.config, &self.samples, beside_dense)?;
+        let calibration_tokens = stream.tokens();
+        let (mut reports, mut resumed) = (vec![], 0);
+        let finished: Vec<_> = (0..=blocks).map(|part| staging.finished(&self.shard_name(part)).cloned()).collect();
+        let dir = staging.dir().to_owned();
+        let staging = Mutex::new(staging);
+        let written = |writing: Option<ScopedJoinHandle<Result<()>>>| {
+            writing.map_or(Ok(()), |thread| thread.join().expect("writing does not panic"))
+        };
+        std::thread::scope(|scope| {
+            let mut writing = None;
+            for (part, finished) in finished.into_iter().enumerate() {
+                let shard = self.shard_name(part);
+                let layers = self.layers_of(part);
+                if let Some(report) = finished {
+                    let report: Vec<LayerReport> = serde_json::from_value(report)?;
+                    progress.inc(report.len() as u64);
+                    // Steps that were free must not make the rest look free.
+                    progress.reset_eta();
+                    reports.extend(report);
+                    resumed += 1;
+                } else {
+                    let (tensors, report) = if !calibrating {
+                        self.prune_layers(&layers, &self.statistics(), progress, |_, _| Ok(()))?
+                    } else if part < blocks {
+                        self.prune_block(part, &layers, &stream, progress)?
+                    } else {
+                        let stats = self.observe_heads(&layers, &stream)?;
+                        self.prune_layers(&layers, &stats, progress, |_, _| Ok(()))?
+                    };
+                    let noted = serde_json::to_value(&report)?;
+                    reports.extend(report);
+                    written(writing.take())?;
+                    let (staging, shard) = (&staging, shard.clone());
+                    writing = Some(scope.spawn(move || self.write_shard(staging, &shard, part, tensors, noted)));
+                }
+                if calibrating && part < blocks {
+                    written(writing.take())?;
+                    let shard = Checkpoint::of_shard(&dir.join(&shard), Some(&sparsity))?;
+                    let block = Block::load(&shard, self.config.blocks(), part, Execution::EXACT)?;
+                    stream.advance(&block, || self.dense_block(part))?;
+                }
+            }
+            written(writing)
+        })?;
+        Ok(Written { layers: reports, resumed_shards: resumed, calibration_tokens })
+    }
+
+    /// Writes the pruned layers of a block beside the tensors that stay as they are.
+    fn write_shard(
+        &self,
+        staging: &Mutex<&mut Staging>,
+        shard: &str,
+        part: usize,
+        pruned: NamedTensors,
+        report: Value,
+    ) -> Result<()> {
+        let mut tensors: Vec<(String, OutTensor)> = pruned;
+        let raw = self.kept_tensors(part);
+        let raw = raw.map(|name| Ok((name.clone(), self.checkpoint.finite(name)?))).collect::<Result<Vec<_>>>()?;
+        for (name, tensor) in &raw {
+            let out = OutTensor::new(tensor.info.dtype, tensor.info.shape.clone(), tensor.bytes());
+            tensors.push((name.clone(), out));
+        }
+        Ok(staging.lock().expect("writing does not panic").write_shard(shard, &tensors, report)?)
+    }
+
+    /// Statistics as the recipe wants them.
+    fn statistics(&self) -> Statistics {
+        Statistics::new(self.options.recipe.aim)
+    }
+
+    /// A block of the original.
+    fn dense_block(&self, part: usize) -> Result<Block> {
+        Ok(Block::load(&self.checkpoint, self.config.blocks(), part, Execution::EXACT)?)
+    }
+
+    /// Prunes the layers of a block, observing it as often as the order asks for.
+    fn prune_block(
+        &self,
+        part: usize,
+        layers: &[&Chosen],
+        stream: &Stream,
+        progress: &ProgressBar,
+    ) -> Result<(NamedTensors, Vec<LayerReport>)> {
+        let (dense, mut block) = (self.dense_block(part)?, self.dense_block(part)?);
+        let stages: Vec<Vec<&Chosen>> = match self.options.recipe.order {
+            Order::Block => vec![layers.to_vec()],
+            Order::Layer => {
+                let stages = self.config.blocks().stages(part);
+                let of = |stage: &Vec<LinearSpec>| layers.iter().copied().filter(|l| stage.contains(&l.spec)).collect();
+                stages.iter().map(of).collect()
+            }
+        };
+        let (mut tensors, mut reports) = (vec![], vec![]);
+        for stage in stages.iter().filter(|stage| !stage.is_empty()) {
+            let mut stats = self.statistics();
+            stream.observe(&block, &dense, &mut |sharing, x, beside| {
+                if sharing.iter().any(|spec| stage.iter().any(|layer| layer.spec == **spec)) {
+                    stats.observe(sharing, x, beside);
+                }
+            });
+            let replace = |name: &str, packed: &Packed| Ok(block.replace(&self.checkpoint, name, packed)?);
+            let (of_stage, report) = self.prune_layers(stage, &stats, progress, replace)?;
+            tensors.extend(of_stage);
+            reports.extend(report);
+        }
+        Ok((tensors, reports))
+    }
+
+    /// Statistics of the inputs of some layers behind the last block.
+    fn observe_heads(&self, layers: &[&Chosen], stream: &Stream) -> Result<Statistics> {
+        let mut stats = self.statistics();
+        if layers.is_empty() {
+            return Ok(stats);
+        }
+        for (hidden, dense) in stream.hidden() {
+            let beside = dense.map(|dense| self.config.head_inputs(&self.checkpoint, dense)).transpose()?;
+            for (i, (head, x)) in self.config.head_inputs(&self.checkpoint, hidden)?.iter().enumerate() {
+                if layers.iter().any(|layer| layer.spec == *head) {
+                    stats.observe(&[head], x, beside.as_ref().map(|beside| &beside[i].1));
+                }
+            }
+        }
+        Ok(stats)
+    }
+
+    fn prune_layers(
+        &self,
+        layers: &[&Chosen],
+        stats: &Statistics,
+        progress: &ProgressBar,
+        mut replace: impl FnMut(&str, &Packed) -> Result<()>,
+    ) -> Result<(NamedTensors, Vec<LayerReport>)> {
+        let (mut tensors, mut reports) = (vec![], vec![]);
+        for Chosen { spec: layer, pattern } in layers {
+            progress.set_message(layer.name.clone());
+            let weight = Source(self.checkpoint.raw_matrix(&layer.weight(), layer.rows, layer.cols)?);
+            let recipe = &self.options.recipe;
+            let method = Method {
+                criterion: recipe.criterion,
+                selection: recipe.selection,
+                update: recipe.update,
+                pattern: *pattern,
+                values: self.value_type(layer)?,
+            };
+            let pruned = method.prune(&weight, stats.of(layer)).with_context(|| format!("layer {}", layer.name))?;
+            let parts = lacuna_format::pack_tensors(&layer.name, &pruned.packed);
+            reports.push(LayerReport {
+                name: layer.name.clone(),
+                pattern: pattern.to_string(),
+                density: pruned.packed.mask().grid().density(),
+                retained_score: pruned.retained_score,
+                relative_error: pruned.relative_error,
+                quantization_error: pruned.quantization_error,
+                bytes_before: self.checkpoint.info(&layer.weight())?.len as u64,
+                bytes_after: parts.iter().map(|(_, tensor)| tensor.bytes() as u64).sum(),
+            });
+            tensors.extend(parts);
+            replace(&layer.name, &pruned.packed)?;
+            progress.inc(1);
+        }
+        Ok((tensors, reports))
+    }
+}

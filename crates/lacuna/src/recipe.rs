@@ -1,0 +1,134 @@
+//! Recipes: everything that shapes masks and weights beside the patterns and the data. Files of JSON, some of them built in.
+
+use std::path::Path;
+
+use lacuna_core::Pattern;
+use lacuna_format::read_json;
+use lacuna_prune::{Criterion, Selection, Update};
+use serde::{Deserialize, Serialize};
+
+use crate::UsageError;
+
+/// How to prune a layer, and what to show it before.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// how weights are scored
+    pub criterion: Criterion,
+    /// how the columns of a mask are chosen
+    pub selection: Selection,
+    /// among how many columns at most groups choose; `None` for the pattern's own M. `2:4` stays what it is
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<usize>,
+    /// what becomes of the kept weights
+    pub update: Update,
+    /// how much of the dense model's outputs there is in what an update aims at, 0 to 1; the rest is what the layer's own
+    /// weights make of the pruned model's activations
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub aim: f64,
+    /// what a layer has before it in its block when it is calibrated
+    #[serde(default)]
+    pub order: Order,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // the signature is serde's
+fn is_zero(aim: &f64) -> bool {
+    *aim == 0.0
+}
+
+/// What a layer has before it in its block when it is calibrated.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// dense layers: a block is looked at once
+    #[default]
+    Block,
+    /// pruned ones: a block is looked at again for each of its inputs
+    Layer,
+}
+
+/// The recipes that are built in.
+const BUILT_IN: [(&str, &str); 9] = [
+    ("default", include_str!("../recipes/default.json")),
+    ("low", include_str!("../recipes/low.json")),
+    ("high", include_str!("../recipes/high.json")),
+    ("magnitude", include_str!("../recipes/magnitude.json")),
+    ("wanda", include_str!("../recipes/wanda.json")),
+    ("ria", include_str!("../recipes/ria.json")),
+    ("sparsegpt", include_str!("../recipes/sparsegpt.json")),
+    ("alps", include_str!("../recipes/alps.json")),
+    ("dsnot", include_str!("../recipes/dsnot.json")),
+];
+
+impl Recipe {
+    /// A recipe that is built in, or the one of a file.
+    pub fn named(name: &str) -> Result<Self, UsageError> {
+        let recipe: Self = match BUILT_IN.iter().find(|(built_in, _)| *built_in == name) {
+            Some((_, text)) => serde_json::from_str(text).expect("tested"),
+            None => {
+                let path = Path::new(name);
+                if !path.exists() {
+                    let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
+                    let known = names.join(", ");
+                    return Err(UsageError(format!("recipe {name}: neither a file nor one of {known}")));
+                }
+                let value = read_json(path).map_err(|e| UsageError(e.to_string()))?;
+                serde_json::from_value(value).map_err(|e| UsageError(format!("{name}: {e}")))?
+            }
+        };
+        recipe.checked().map_err(|problem| UsageError(format!("recipe {name}: {problem}")))
+    }
+
+    /// Refuses numbers out of range.
+    pub fn checked(self) -> Result<Self, String> {
+        if !(0.0..=1.0).contains(&self.aim) {
+            return Err(format!("aim is {}: it is a share, 0 to 1", self.aim));
+        }
+        if self.window == Some(0) {
+            return Err("window is 0: it is a number of columns".to_owned());
+        }
+        Ok(self)
+    }
+
+    /// What a recipe looks at beside the weights; `None` if that is nothing.
+    pub fn needs_calibration(&self) -> Option<String> {
+        if self.update.needs_stats() {
+            Some(format!("update {}", self.update.name()))
+        } else if self.criterion.needs_stats() {
+            Some(format!("criterion {}", self.criterion.name()))
+        } else {
+            None
+        }
+    }
+
+    /// The pattern with the window of this recipe, if it has none of its own and is not plain 2:4.
+    pub fn widen(&self, pattern: Pattern) -> Pattern {
+        match self.window {
+            Some(columns) if pattern.is_grouped() && pattern != Pattern::PLAIN => pattern.with_window_up_to(columns),
+            _ => pattern,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_built_in_can_be_read() {
+        for (name, _) in BUILT_IN {
+            let recipe = Recipe::named(name).unwrap();
+            let text = serde_json::to_string(&recipe).unwrap();
+            assert_eq!(serde_json::from_str::<Recipe>(&text).unwrap(), recipe, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_window_leaves_the_plain_pattern_alone() {
+        let recipe = Recipe { window: Some(500), ..Recipe::named("alps").unwrap() };
+        let widened = |pattern: &str| recipe.widen(pattern.parse().unwrap()).to_string();
+        assert_eq!(widened("64:2:8"), "64:2:8@496");
+        assert_eq!(widened("64:2:8@16"), "64:2:8@16");
+        assert_eq!(widened("2:4"), "2:4");
+    }
+}
