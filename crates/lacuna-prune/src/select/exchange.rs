@@ -10,6 +10,7 @@
 use lacuna_core::GROUP_COLUMNS;
 
 use super::lsap::{Solver, VECTOR};
+use super::{max, min};
 
 /// Groups whose benefits are summed together.
 const TILE: usize = 4;
@@ -198,14 +199,4 @@ impl Exchange {
             benefits[self.pool.len()..].fill(f32::NEG_INFINITY);
         }
     }
-}
-
-#[inline(always)]
-fn max(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
-}
-
-#[inline(always)]
-fn min(a: f32, b: f32) -> f32 {
-    if a < b { a } else { b }
 }

@@ -11,7 +11,9 @@ mod exhaustive;
 mod grouped;
 mod lsap;
 mod paper;
+mod rows;
 mod top;
+mod transport;
 mod window;
 
 use lacuna_core::{GROUP_COLUMNS, Grid, Mask, Pair, Pattern, Result, Scores};
@@ -19,6 +21,7 @@ use lacuna_core::{GROUP_COLUMNS, Grid, Mask, Pair, Pattern, Result, Scores};
 pub use assignment::Assignment;
 pub use exact::Exact;
 pub use paper::Paper;
+pub use rows::cluster_rows;
 pub use top::Top;
 
 /// A way to choose the columns of a mask. Row blocks do not know of each other: those of a band of rows are what they
@@ -111,4 +114,15 @@ fn dispatch<Op: pulp::WithSimd>(choice: Op) -> Op::Output {
         return pulp::Simd::vectorize(simd, choice);
     }
     pulp::Arch::new().dispatch(choice)
+}
+
+/// Plain comparisons: one instruction each, which `f32::max` is not, for it has an opinion on NaN.
+#[inline(always)]
+fn max(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+#[inline(always)]
+fn min(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
 }
