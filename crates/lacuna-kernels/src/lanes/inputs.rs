@@ -32,6 +32,8 @@ pub(super) trait Element: Pod + Send + Sync {
     /// # Safety
     /// As for [`Isa`]: the CPU must have the instructions, and there must be 8 values.
     unsafe fn window<I: Isa>(from: *const Self, offsets: [u8; GROUP_COLUMNS]) -> [Self; GROUP_COLUMNS];
+    /// Four numbers side by side: in a general register where they fit, for inserting each into a vector takes longer.
+    fn four(four: [Self; GROUP_COLUMNS]) -> [Self; GROUP_COLUMNS];
     /// Four columns of 8 tokens as 8 tokens of four columns.
     fn transpose(columns: [&[Self; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[Self; GROUP_COLUMNS]; MAX_TOKENS]);
 }
@@ -47,6 +49,10 @@ impl Element for f32 {
     unsafe fn window<I: Isa>(from: *const Self, offsets: [u8; GROUP_COLUMNS]) -> [Self; GROUP_COLUMNS] {
         // SAFETY: the caller's.
         unsafe { I::window_32(from, offsets) }
+    }
+    #[inline(always)]
+    fn four(four: [Self; GROUP_COLUMNS]) -> [Self; GROUP_COLUMNS] {
+        four
     }
     #[inline(always)]
     fn transpose(columns: [&[Self; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[Self; GROUP_COLUMNS]; MAX_TOKENS]) {
@@ -70,6 +76,10 @@ impl Element for bf16 {
         bytemuck::cast(unsafe { I::window_16(from.cast(), offsets) })
     }
     #[inline(always)]
+    fn four(four: [Self; GROUP_COLUMNS]) -> [Self; GROUP_COLUMNS] {
+        bytemuck::cast(join(bytemuck::cast(four)))
+    }
+    #[inline(always)]
     fn transpose(columns: [&[Self; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[Self; GROUP_COLUMNS]; MAX_TOKENS]) {
         transpose::of_16_bits(columns.map(bytemuck::cast_ref), bytemuck::cast_mut(out));
     }
@@ -88,9 +98,20 @@ impl Element for i16 {
         bytemuck::cast(unsafe { I::window_16(from.cast(), offsets) })
     }
     #[inline(always)]
+    fn four(four: [Self; GROUP_COLUMNS]) -> [Self; GROUP_COLUMNS] {
+        bytemuck::cast(join(bytemuck::cast(four)))
+    }
+    #[inline(always)]
     fn transpose(columns: [&[Self; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[Self; GROUP_COLUMNS]; MAX_TOKENS]) {
         transpose::of_16_bits(columns.map(bytemuck::cast_ref), bytemuck::cast_mut(out));
     }
+}
+
+/// Four words in one.
+#[inline(always)]
+fn join([a, b, c, d]: [u16; GROUP_COLUMNS]) -> [u16; GROUP_COLUMNS] {
+    let joined = u64::from(a) | u64::from(b) << 16 | u64::from(c) << 32 | u64::from(d) << 48;
+    bytemuck::cast(joined.to_le())
 }
 
 /// Some tokens of the activations.
@@ -182,18 +203,24 @@ impl<E: Element> InputTile<E> {
             TileDistances::Near(near) if self.width == 1 && I::WINDOWS && window.narrow() => unsafe {
                 gather_windows::<I, E>(&self.data, window, near, out);
             },
-            TileDistances::Near(near) => self.gather_from(window, near, out),
-            TileDistances::Far(far) => self.gather_from(window, far, out),
+            TileDistances::Near(near) => self.gather_from(window.starts(0), near, window.padding, out),
+            TileDistances::Far(far) => self.gather_from(std::iter::repeat(0), far, window.padding, out),
         }
     }
 
     #[inline(always)]
-    fn gather_from<D: Copy + Into<usize>>(&self, window: GroupWindow, from: &[[D; 4]], out: &mut Aligned<[E; 4]>) {
+    fn gather_from<D: Copy + Into<usize>>(
+        &self,
+        starts: impl Iterator<Item = usize>,
+        from: &[[D; 4]],
+        padding: usize,
+        out: &mut Aligned<[E; 4]>,
+    ) {
         match self.width {
-            1 => gather::<E, D, 1>(&self.data, window, from, out),
-            2 => gather::<E, D, 2>(&self.data, window, from, out),
-            4 => gather::<E, D, 4>(&self.data, window, from, out),
-            _ => gather::<E, D, MAX_TOKENS>(&self.data, window, from, out),
+            1 => gather::<E, D, 1>(&self.data, starts, from, padding, out),
+            2 => gather::<E, D, 2>(&self.data, starts, from, padding, out),
+            4 => gather::<E, D, 4>(&self.data, starts, from, padding, out),
+            _ => gather::<E, D, MAX_TOKENS>(&self.data, starts, from, padding, out),
         }
     }
 }
@@ -254,14 +281,15 @@ fn round_row<E: Element, const N: usize>(row: &[f32], per_unit: &[f32; N], out: 
 #[inline(always)]
 fn gather<E: Element, D: Copy + Into<usize>, const N: usize>(
     data: &[E],
-    window: GroupWindow,
+    starts: impl Iterator<Item = usize>,
     distances: &[[D; GROUP_COLUMNS]],
+    padding: usize,
     out: &mut Aligned<[E; 4]>,
 ) {
     let (rows, _) = data[..data.len() - SPARE].as_chunks::<N>();
-    assert!(rows.len() == window.padding + 1, "inputs for another layer");
+    assert!(rows.len() == padding + 1, "inputs for another layer");
     out.resize(distances.len() * N);
-    for ((out, distances), start) in out.as_chunks_mut::<N>().0.iter_mut().zip(distances).zip(window.starts(0)) {
+    for ((out, distances), start) in out.as_chunks_mut::<N>().0.iter_mut().zip(distances).zip(starts) {
         // SAFETY: columns are at most `padding`, the last row.
         let [a, b, c, d] = distances.map(|distance| unsafe { rows.get_unchecked(start + distance.into()) });
         if N == MAX_TOKENS {
@@ -269,7 +297,7 @@ fn gather<E: Element, D: Copy + Into<usize>, const N: usize>(
             E::transpose(columns, out.first_chunk_mut().expect("N is MAX_TOKENS"));
         } else {
             for t in 0..N {
-                out[t] = [a[t], b[t], c[t], d[t]];
+                out[t] = E::four([a[t], b[t], c[t], d[t]]);
             }
         }
     }
