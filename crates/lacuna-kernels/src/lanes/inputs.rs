@@ -32,6 +32,8 @@ pub(super) trait Element: Pod + Send + Sync {
     /// # Safety
     /// As for [`Isa`]: the CPU must have the instructions, and there must be 8 values.
     unsafe fn window<I: Isa>(from: *const Self, offsets: [u8; GROUP_COLUMNS]) -> [Self; GROUP_COLUMNS];
+    /// Whether [`Isa::table_16`] is for such numbers.
+    const WORDS: bool;
     /// Four numbers side by side: in a general register where they fit, for inserting each into a vector takes longer.
     fn four(four: [Self; GROUP_COLUMNS]) -> [Self; GROUP_COLUMNS];
     /// Four columns of 8 tokens as 8 tokens of four columns.
@@ -40,6 +42,7 @@ pub(super) trait Element: Pod + Send + Sync {
 
 impl Element for f32 {
     const VECTORS: usize = 8;
+    const WORDS: bool = false;
     const SCALED: bool = false;
     #[inline(always)]
     fn round(x: f32, _: f32) -> Self {
@@ -62,6 +65,7 @@ impl Element for f32 {
 
 impl Element for bf16 {
     const VECTORS: usize = 4;
+    const WORDS: bool = true;
     const SCALED: bool = false;
     #[inline(always)]
     fn round(x: f32, _: f32) -> Self {
@@ -87,6 +91,7 @@ impl Element for bf16 {
 
 impl Element for i16 {
     const VECTORS: usize = 4;
+    const WORDS: bool = true;
     const SCALED: bool = true;
     #[inline(always)]
     fn round(x: f32, per_unit: f32) -> Self {
@@ -203,6 +208,10 @@ impl<E: Element> InputTile<E> {
             TileDistances::Near(near) if self.width == 1 && I::WINDOWS && window.narrow() => unsafe {
                 gather_windows::<I, E>(&self.data, window, near, out);
             },
+            // SAFETY: the caller's promise.
+            TileDistances::Near(near) if self.width == 1 && I::TABLES && E::WORDS && window.groups >= 8 => unsafe {
+                gather_tables::<I, E>(&self.data, window, near, out);
+            },
             TileDistances::Near(near) => self.gather_from(window.starts(0), near, window.padding, out),
             TileDistances::Far(far) => self.gather_from(std::iter::repeat(0), far, window.padding, out),
         }
@@ -274,6 +283,36 @@ fn round_row<E: Element, const N: usize>(row: &[f32], per_unit: &[f32; N], out: 
         *out = [E::zeroed(); N];
         for ((out, v), per_unit) in out.iter_mut().zip(row).zip(per_unit) {
             *out = E::round(*v, *per_unit);
+        }
+    }
+}
+
+/// One token of 16-bit numbers, 8 groups of a window at a time: a window is a table that registers hold.
+///
+/// # Safety
+/// The CPU must have the instructions of `I`.
+#[inline(always)]
+unsafe fn gather_tables<I: Isa, E: Element>(
+    data: &[E],
+    window: GroupWindow,
+    distances: &[[u8; GROUP_COLUMNS]],
+    out: &mut Aligned<[E; 4]>,
+) {
+    assert!(data.len() == window.padding + 1 + SPARE, "inputs for another layer");
+    out.resize(distances.len());
+    let words: &[u16] = bytemuck::cast_slice(data);
+    let windows = distances.chunks(window.groups).zip(out.chunks_mut(window.groups));
+    for (i, (distances, out)) in windows.enumerate() {
+        let values = &words[(i * window.columns).min(window.padding)..];
+        let (tables, _) = if values.len() < 256 { (&[][..], distances) } else { distances.as_chunks::<8>() };
+        let (eights, _) = out.as_chunks_mut::<8>();
+        for (out, table) in eights.iter_mut().zip(tables) {
+            // SAFETY: there are 256 values, and the CPU has the instructions.
+            *out = bytemuck::cast(unsafe { I::table_16(values.as_ptr(), table) });
+        }
+        let done = tables.len() * 8;
+        for (out, four) in out[done..].iter_mut().zip(&distances[done..]) {
+            *out = bytemuck::cast(join(four.map(|distance| values[usize::from(distance)])));
         }
     }
 }

@@ -47,9 +47,6 @@ use crate::weight::{Activations, Bias, Weight, check_shapes};
 /// Kept values × tokens below which handing work to other threads costs more than it saves.
 const PARALLEL_WORK: usize = 1 << 17;
 
-/// Strips whose sums run side by side, at most.
-const GATHERED_STRIPS: usize = 4;
-
 /// Compiles a loop over a tile for an instruction set: a function for each value type, called as the type is.
 macro_rules! products {
     ($features:literal, $isa:ty; $($name:ident: $product:ty as $input:ty,)*) => {
@@ -289,16 +286,10 @@ unsafe fn run<I: Isa, P: Product<I> + Prefill<I, Input = <P as Product<I>>::Inpu
         }
         return;
     }
-    let strips = tile.len.div_ceil(I::LANES);
-    // While activations are gathered, the values that meet them first can come from memory.
-    for strip in 0..strips.min(GATHERED_STRIPS) {
-        for line in layout.stream(tile.first_strip + strip).chunks(64).take(product::AHEAD / 64) {
-            I::prefetch(line.as_ptr());
-        }
-    }
     // SAFETY: the caller's promise.
     unsafe { input.gather::<I>(layout.columns(tile), gathered) };
     let mut strip = 0;
+    let strips = tile.len.div_ceil(I::LANES);
     while strip < strips {
         let left = strips - strip;
         let mut sums = [[0.0; 16]; SUMS];

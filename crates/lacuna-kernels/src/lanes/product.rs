@@ -133,7 +133,7 @@ impl<I: Isa> IntValues<I> for Int4 {
 
 /// How far ahead of its use a stream is asked for, in bytes. Strips are a few pages long, and the hardware starts anew
 /// with each page.
-pub(super) const AHEAD: usize = 2048;
+const AHEAD: usize = 2048;
 
 /// Asks for what lies ahead of a chunk with so many bytes a row.
 #[inline(always)]

@@ -24,6 +24,10 @@ pub use paper::Paper;
 pub use rows::cluster_rows;
 pub use top::Top;
 
+/// Columns of a window that does nearly what the whole row would: a kernel holds them at hand, a byte names one of them, and
+/// choosing among them takes time that grows with the width of the layer, not with its square.
+pub const WINDOW: usize = 256;
+
 /// A way to choose the columns of a mask. Row blocks do not know of each other: those of a band of rows are what they
 /// are in the whole matrix.
 pub trait Select: Sync {
