@@ -241,7 +241,9 @@ impl Grid {
     /// If there is another number of groups.
     pub fn arrange(&self, groups: &mut [[u32; GROUP_COLUMNS]]) {
         assert_eq!(groups.len(), self.groups(), "groups of another row");
-        groups.iter_mut().for_each(|four| four.sort_unstable());
+        for four in &mut *groups {
+            four.sort_unstable();
+        }
         for window in groups.chunks_mut(self.window_size()) {
             window.sort_unstable_by_key(|four| (four[GROUP_COLUMNS - 1] as usize >= self.cols, four[0]));
         }

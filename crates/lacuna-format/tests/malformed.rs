@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use half::f16;
 use lacuna_core::{
     Dtype, GROUP_COLUMNS, Grid, IntType, Mask, Matrix, Packed, Pair, Pattern, Permutation, Quantized, ScaleGroup,
-    ValueType, Values,
+    ValueType, Values, Window,
 };
 use lacuna_format::{
     Checkpoint, Error, LayerSparsity, METHOD, OutTensor, PackedTensors, Result, Sparsity, TensorDtype, VERSION,
@@ -241,6 +241,68 @@ fn wrong_content_is_refused() {
     }
 }
 
+/// 3 groups of a window that 18 columns fill but for 2 of padding.
+fn windowed() -> Packed {
+    let grid = "4:2:8@all".parse::<Pattern>().unwrap().grid(SHAPE[0], SHAPE[1]).unwrap();
+    let columns = [[0, 8, 11, 17], [1, 2, 3, 16], [4, 7, 12, 15]].repeat(grid.row_blocks());
+    let mask = Mask::new(grid, columns, vec![Pair::FIRST; SHAPE[0] * GROUPS]).unwrap();
+    Packed::pack(&Matrix::zeros(SHAPE[0], SHAPE[1]), mask, Dtype::F32, None).unwrap()
+}
+
+#[test]
+fn wrong_columns_of_a_window_are_refused() {
+    let read = |parts: &Parts, pattern: &str, shape: [usize; 2]| {
+        let raw = |part: &str| parts.get(part).map(|t| (t.dtype, &t.shape[..], &t.data[..]));
+        let (values, columns, positions) = (raw("values").unwrap(), raw("columns").unwrap(), raw("positions").unwrap());
+        let raw = PackedTensors { values, columns, positions, row_order: None, scales: None };
+        read_packed(LAYER, pattern.parse().unwrap(), shape, &raw)
+    };
+    let sound = windowed();
+    assert_eq!(read(&parts(&sound), "4:2:8@all", SHAPE).unwrap(), sound);
+    type Case = (&'static str, fn(&mut Tensor), &'static str);
+    let cases: [Case; 8] = [
+        ("past the row", |t| t.columns(0, 2, [4, 7, 12, 18]), "block 0, group 2 lists"),
+        ("far past the row", |t| t.columns(1, 0, [0, 8, 11, u16::MAX]), "must ascend and lie in 0..18"),
+        ("not ascending", |t| t.columns(2, 1, [1, 3, 2, 16]), "block 2, group 1 lists"),
+        ("twice in a group", |t| t.columns(2, 1, [1, 2, 2, 16]), "block 2, group 1 lists"),
+        ("in two groups", |t| t.columns(0, 1, [1, 2, 3, 17]), "group 1 lists column 17, which another group"),
+        ("in two groups far apart", |t| t.columns(1, 2, [4, 7, 8, 15]), "group 2 lists column 8, which another group"),
+        ("groups the same", |t| t.columns(2, 1, [0, 8, 11, 17]), "block 2, group 1 lists column 0, which another"),
+        (
+            "groups in another order",
+            |t| {
+                t.columns(0, 1, [4, 7, 12, 15]);
+                t.columns(0, 2, [1, 2, 3, 16]);
+            },
+            "block 0, group 2 is out of order",
+        ),
+    ];
+    for (what, spoil, word) in cases {
+        let mut parts = parts(&sound);
+        spoil(parts.get_mut("columns").unwrap());
+        let error = read(&parts, "4:2:8@all", SHAPE).expect_err(what).to_string();
+        assert!(error.contains(LAYER) && error.contains(word) && !error.contains('\n'), "{what}: {error}");
+    }
+    // Under a narrower window, and under none, other groups' columns are out of range.
+    for pattern in ["4:2:8@16", "4:2:8"] {
+        let error = read(&parts(&sound), pattern, SHAPE).unwrap_err().to_string();
+        assert!(error.contains("block 0, group 0 lists") && error.contains("in 0.."), "{error}");
+    }
+    // Of 9 columns three groups take all, and three of padding stand in the last.
+    let grid = "4:2:4@all".parse::<Pattern>().unwrap().grid(10, 9).unwrap();
+    let columns = [[1, 3, 5, 7], [2, 4, 6, 8], [0, 9, 10, 11]].repeat(grid.row_blocks());
+    let mask = Mask::new(grid, columns, vec![Pair::FIRST; 10 * GROUPS]).unwrap();
+    let sound = Packed::pack(&Matrix::zeros(10, 9), mask, Dtype::F32, None).unwrap();
+    assert_eq!(read(&parts(&sound), "4:2:4@all", [10, 9]).unwrap(), sound);
+    let mut parts = parts(&sound);
+    parts.get_mut("columns").unwrap().columns(0, 1, [0, 9, 10, 11]);
+    let error = read(&parts, "4:2:4@all", [10, 9]).unwrap_err().to_string();
+    assert!(
+        error.contains("block 0, group 1 lists columns [0, 9, 10, 11]: they must ascend and lie in 0..9"),
+        "{error}"
+    );
+}
+
 #[test]
 fn illegal_position_codes_are_refused() {
     for code in (0..16).filter(|code| ![4, 8, 9, 12, 13, 14].contains(code)) {
@@ -446,20 +508,34 @@ fn bytes(packed: &Packed) -> Vec<Vec<u8>> {
     pack_tensors(LAYER, packed).iter().map(|(_, tensor)| tensor.data().to_vec()).collect()
 }
 
-/// A random mask over a shape that V and M need not divide.
+/// A random mask over a shape that V, M and the window need not divide.
 fn masks() -> impl Strategy<Value = Mask> {
-    let grid = (1_usize..20, 4_usize..20, 1_usize..20, prop_oneof![0_usize..40, 0_usize..300])
-        .prop_map(|(v, m, rows, more)| Pattern::new(v, m).unwrap().grid(rows, m + more).unwrap());
+    let window = prop_oneof![Just(Some(1)), (2_usize..5).prop_map(Some), Just(None)];
+    let grid = (1_usize..20, 4_usize..20, window, 1_usize..20, prop_oneof![0_usize..40, 0_usize..300]);
+    let grid = grid.prop_map(|(v, m, window, rows, more)| {
+        let window = window.map_or(Window::All, |groups| Window::Columns(groups * m));
+        Pattern::new(v, m).unwrap().with_window(window).unwrap().grid(rows, m + more).unwrap()
+    });
     grid.prop_flat_map(|grid| {
-        let columns: Vec<_> = (0..grid.row_blocks() * grid.groups())
-            .map(|i| {
-                let range: Vec<u32> = grid.group_range(i % grid.groups()).map(|c| c as u32).collect();
-                prop::sample::subsequence(range, GROUP_COLUMNS).prop_map(|c| <[u32; 4]>::try_from(c).unwrap())
-            })
+        let windows: Vec<_> = (0..grid.row_blocks() * grid.windows())
+            .map(|i| Just(grid.window_cols(i % grid.windows()).map(|c| c as u32).collect::<Vec<_>>()).prop_shuffle())
             .collect();
         let pair = prop::sample::select(vec![4_u8, 8, 9, 12, 13, 14]).prop_map(|c| Pair::from_code(c).unwrap());
         let pairs = prop::collection::vec(pair, grid.rows() * grid.groups());
-        (columns, pairs).prop_map(move |(columns, pairs)| Mask::new(grid, columns, pairs).unwrap())
+        (windows, pairs).prop_map(move |(windows, pairs)| {
+            let mut columns = vec![];
+            for block in windows.chunks(grid.windows()) {
+                let mut dealt = vec![];
+                for (window, columns) in block.iter().enumerate() {
+                    let listed = columns.iter().copied().chain(grid.cols() as u32..);
+                    let listed: Vec<u32> = listed.take(grid.window_groups(window).len() * GROUP_COLUMNS).collect();
+                    dealt.extend(listed.as_chunks::<GROUP_COLUMNS>().0);
+                }
+                grid.arrange(&mut dealt);
+                columns.extend(dealt);
+            }
+            Mask::new(grid, columns, pairs).unwrap()
+        })
     })
 }
 

@@ -69,6 +69,13 @@ pub fn verify(model: &Path, pattern: Option<Pattern>, progress: &ProgressBar) ->
             dense_layers = model_layers.into_iter().map(|l| l.name).collect();
             dense_layers.retain(|name| !sparsity.layers.contains_key(name));
         }
+        (None, Some(pattern)) if !pattern.is_grouped() => {
+            let problem = format!("--pattern {pattern}: zeros do not tell which columns of a window make a group");
+            return Err(UsageError(format!(
+                "{problem}; verify the packed checkpoint, or leave out what follows the @"
+            ))
+            .into());
+        }
         (None, Some(pattern)) => {
             let model_layers = linears(&checkpoint, &config)?;
             progress.set_length(model_layers.len() as u64);
@@ -83,7 +90,8 @@ pub fn verify(model: &Path, pattern: Option<Pattern>, progress: &ProgressBar) ->
     Ok(Verdict { layers, violations, dense_layers })
 }
 
-/// A layer that should be packed: read with all checks, unpacked, and its zeros held against the pattern once more.
+/// A layer that should be packed: read with all checks, unpacked, and its zeros held against the pattern once more, or
+/// where only the stored columns tell the groups of a window, against those.
 fn check_packed(checkpoint: &Checkpoint, name: &str, shape: Option<[usize; 2]>) -> LayerCheck {
     let (pattern, packed_shape) = checkpoint.sparsity().and_then(|s| s.layer(name)).expect("listed layer");
     let broken = |problem: String| LayerCheck {
@@ -102,7 +110,18 @@ fn check_packed(checkpoint: &Checkpoint, name: &str, shape: Option<[usize; 2]>) 
     }
     match checkpoint.packed(name) {
         Ok(Some(packed)) => {
-            check(name.to_owned(), pattern, &packed.unpack_in_packed_order(), sparse::choose(&packed).name)
+            let (weight, kernel) = (packed.unpack_in_packed_order(), sparse::choose(&packed).name);
+            if pattern.is_grouped() {
+                return check(name.to_owned(), pattern, &weight, kernel);
+            }
+            let covered = packed.mask().covers(&BoolMask::non_zero(&weight));
+            checked(
+                name.to_owned(),
+                pattern,
+                &weight,
+                kernel,
+                covered.err().map(|e| e.to_string()).into_iter().collect(),
+            )
         }
         Ok(None) => broken("not packed".to_owned()),
         Err(e) => broken(e.to_string()),
@@ -118,6 +137,10 @@ fn check(name: String, pattern: Pattern, weight: &Matrix, kernel: &str) -> Layer
         let fits = Mask::try_from((pattern, &BoolMask::non_zero(&weight.band(start..end))));
         problems.extend(fits.err().map(|e| format!("rows {start}..{end}: {e}")));
     }
+    checked(name, pattern, weight, kernel, problems)
+}
+
+fn checked(name: String, pattern: Pattern, weight: &Matrix, kernel: &str, problems: Vec<String>) -> LayerCheck {
     LayerCheck {
         name,
         pattern: pattern.to_string(),

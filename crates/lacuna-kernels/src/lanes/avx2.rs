@@ -44,6 +44,11 @@ impl Isa for Avx2 {
     unsafe fn window_32(from: *const f32, offsets: [u8; 4]) -> [f32; 4] {
         super::x86::window_32(from, offsets)
     }
+    const TABLES: bool = false;
+    #[inline(always)]
+    unsafe fn table_16(from: *const u16, distances: &[[u8; 4]; 8]) -> [[u16; 4]; 8] {
+        distances.map(|four| four.map(|distance| *from.add(distance.into())))
+    }
     #[inline(always)]
     unsafe fn zero() -> __m256 {
         _mm256_setzero_ps()

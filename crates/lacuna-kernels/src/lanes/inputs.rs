@@ -32,12 +32,17 @@ pub(super) trait Element: Pod + Send + Sync {
     /// # Safety
     /// As for [`Isa`]: the CPU must have the instructions, and there must be 8 values.
     unsafe fn window<I: Isa>(from: *const Self, offsets: [u8; GROUP_COLUMNS]) -> [Self; GROUP_COLUMNS];
+    /// Whether [`Isa::table_16`] is for such numbers.
+    const WORDS: bool;
+    /// Four numbers side by side: in a general register where they fit, for inserting each into a vector takes longer.
+    fn four(four: [Self; GROUP_COLUMNS]) -> [Self; GROUP_COLUMNS];
     /// Four columns of 8 tokens as 8 tokens of four columns.
     fn transpose(columns: [&[Self; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[Self; GROUP_COLUMNS]; MAX_TOKENS]);
 }
 
 impl Element for f32 {
     const VECTORS: usize = 8;
+    const WORDS: bool = false;
     const SCALED: bool = false;
     #[inline(always)]
     fn round(x: f32, _: f32) -> Self {
@@ -49,6 +54,10 @@ impl Element for f32 {
         unsafe { I::window_32(from, offsets) }
     }
     #[inline(always)]
+    fn four(four: [Self; GROUP_COLUMNS]) -> [Self; GROUP_COLUMNS] {
+        four
+    }
+    #[inline(always)]
     fn transpose(columns: [&[Self; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[Self; GROUP_COLUMNS]; MAX_TOKENS]) {
         transpose::of_32_bits(columns, out);
     }
@@ -56,6 +65,7 @@ impl Element for f32 {
 
 impl Element for bf16 {
     const VECTORS: usize = 4;
+    const WORDS: bool = true;
     const SCALED: bool = false;
     #[inline(always)]
     fn round(x: f32, _: f32) -> Self {
@@ -70,6 +80,10 @@ impl Element for bf16 {
         bytemuck::cast(unsafe { I::window_16(from.cast(), offsets) })
     }
     #[inline(always)]
+    fn four(four: [Self; GROUP_COLUMNS]) -> [Self; GROUP_COLUMNS] {
+        bytemuck::cast(join(bytemuck::cast(four)))
+    }
+    #[inline(always)]
     fn transpose(columns: [&[Self; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[Self; GROUP_COLUMNS]; MAX_TOKENS]) {
         transpose::of_16_bits(columns.map(bytemuck::cast_ref), bytemuck::cast_mut(out));
     }
@@ -77,6 +91,7 @@ impl Element for bf16 {
 
 impl Element for i16 {
     const VECTORS: usize = 4;
+    const WORDS: bool = true;
     const SCALED: bool = true;
     #[inline(always)]
     fn round(x: f32, per_unit: f32) -> Self {
@@ -88,9 +103,20 @@ impl Element for i16 {
         bytemuck::cast(unsafe { I::window_16(from.cast(), offsets) })
     }
     #[inline(always)]
+    fn four(four: [Self; GROUP_COLUMNS]) -> [Self; GROUP_COLUMNS] {
+        bytemuck::cast(join(bytemuck::cast(four)))
+    }
+    #[inline(always)]
     fn transpose(columns: [&[Self; MAX_TOKENS]; GROUP_COLUMNS], out: &mut [[Self; GROUP_COLUMNS]; MAX_TOKENS]) {
         transpose::of_16_bits(columns.map(bytemuck::cast_ref), bytemuck::cast_mut(out));
     }
+}
+
+/// Four words in one.
+#[inline(always)]
+fn join([a, b, c, d]: [u16; GROUP_COLUMNS]) -> [u16; GROUP_COLUMNS] {
+    let joined = u64::from(a) | u64::from(b) << 16 | u64::from(c) << 32 | u64::from(d) << 48;
+    bytemuck::cast(joined.to_le())
 }
 
 /// Some tokens of the activations.
@@ -182,18 +208,28 @@ impl<E: Element> InputTile<E> {
             TileDistances::Near(near) if self.width == 1 && I::WINDOWS && window.narrow() => unsafe {
                 gather_windows::<I, E>(&self.data, window, near, out);
             },
-            TileDistances::Near(near) => self.gather_from(window, near, out),
-            TileDistances::Far(far) => self.gather_from(window, far, out),
+            // SAFETY: the caller's promise.
+            TileDistances::Near(near) if self.width == 1 && I::TABLES && E::WORDS && window.groups >= 8 => unsafe {
+                gather_tables::<I, E>(&self.data, window, near, out);
+            },
+            TileDistances::Near(near) => self.gather_from(window.starts(0), near, window.padding, out),
+            TileDistances::Far(far) => self.gather_from(std::iter::repeat(0), far, window.padding, out),
         }
     }
 
     #[inline(always)]
-    fn gather_from<D: Copy + Into<usize>>(&self, window: GroupWindow, from: &[[D; 4]], out: &mut Aligned<[E; 4]>) {
+    fn gather_from<D: Copy + Into<usize>>(
+        &self,
+        starts: impl Iterator<Item = usize>,
+        from: &[[D; 4]],
+        padding: usize,
+        out: &mut Aligned<[E; 4]>,
+    ) {
         match self.width {
-            1 => gather::<E, D, 1>(&self.data, window, from, out),
-            2 => gather::<E, D, 2>(&self.data, window, from, out),
-            4 => gather::<E, D, 4>(&self.data, window, from, out),
-            _ => gather::<E, D, MAX_TOKENS>(&self.data, window, from, out),
+            1 => gather::<E, D, 1>(&self.data, starts, from, padding, out),
+            2 => gather::<E, D, 2>(&self.data, starts, from, padding, out),
+            4 => gather::<E, D, 4>(&self.data, starts, from, padding, out),
+            _ => gather::<E, D, MAX_TOKENS>(&self.data, starts, from, padding, out),
         }
     }
 }
@@ -251,17 +287,48 @@ fn round_row<E: Element, const N: usize>(row: &[f32], per_unit: &[f32; N], out: 
     }
 }
 
+/// One token of 16-bit numbers, 8 groups of a window at a time: a window is a table that registers hold.
+///
+/// # Safety
+/// The CPU must have the instructions of `I`.
+#[inline(always)]
+unsafe fn gather_tables<I: Isa, E: Element>(
+    data: &[E],
+    window: GroupWindow,
+    distances: &[[u8; GROUP_COLUMNS]],
+    out: &mut Aligned<[E; 4]>,
+) {
+    assert!(data.len() == window.padding + 1 + SPARE, "inputs for another layer");
+    out.resize(distances.len());
+    let words: &[u16] = bytemuck::cast_slice(data);
+    let windows = distances.chunks(window.groups).zip(out.chunks_mut(window.groups));
+    for (i, (distances, out)) in windows.enumerate() {
+        let values = &words[(i * window.columns).min(window.padding)..];
+        let (tables, _) = if values.len() < 256 { (&[][..], distances) } else { distances.as_chunks::<8>() };
+        let (eights, _) = out.as_chunks_mut::<8>();
+        for (out, table) in eights.iter_mut().zip(tables) {
+            // SAFETY: there are 256 values, and the CPU has the instructions.
+            *out = bytemuck::cast(unsafe { I::table_16(values.as_ptr(), table) });
+        }
+        let done = tables.len() * 8;
+        for (out, four) in out[done..].iter_mut().zip(&distances[done..]) {
+            *out = bytemuck::cast(join(four.map(|distance| values[usize::from(distance)])));
+        }
+    }
+}
+
 #[inline(always)]
 fn gather<E: Element, D: Copy + Into<usize>, const N: usize>(
     data: &[E],
-    window: GroupWindow,
+    starts: impl Iterator<Item = usize>,
     distances: &[[D; GROUP_COLUMNS]],
+    padding: usize,
     out: &mut Aligned<[E; 4]>,
 ) {
     let (rows, _) = data[..data.len() - SPARE].as_chunks::<N>();
-    assert!(rows.len() == window.padding + 1, "inputs for another layer");
+    assert!(rows.len() == padding + 1, "inputs for another layer");
     out.resize(distances.len() * N);
-    for ((out, distances), start) in out.as_chunks_mut::<N>().0.iter_mut().zip(distances).zip(window.starts(0)) {
+    for ((out, distances), start) in out.as_chunks_mut::<N>().0.iter_mut().zip(distances).zip(starts) {
         // SAFETY: columns are at most `padding`, the last row.
         let [a, b, c, d] = distances.map(|distance| unsafe { rows.get_unchecked(start + distance.into()) });
         if N == MAX_TOKENS {
@@ -269,7 +336,7 @@ fn gather<E: Element, D: Copy + Into<usize>, const N: usize>(
             E::transpose(columns, out.first_chunk_mut().expect("N is MAX_TOKENS"));
         } else {
             for t in 0..N {
-                out[t] = [a[t], b[t], c[t], d[t]];
+                out[t] = E::four([a[t], b[t], c[t], d[t]]);
             }
         }
     }

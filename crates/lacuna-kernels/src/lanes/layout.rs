@@ -276,14 +276,14 @@ impl GroupWindow {
         Self { groups, columns: groups * m, padding: grid.cols() }
     }
 
-    /// Distances there may be from the start of a window, that of padding included.
-    fn reach(&self) -> usize {
-        self.columns.min(self.padding + 1)
+    /// Whether a byte reaches through a window, to the padding behind the last one too.
+    fn is_near(&self) -> bool {
+        self.columns.min(self.padding + 1) <= 1 << u8::BITS
     }
 
-    /// Whether distances fit the largest type there is for them.
+    /// Whether there is a type for the distances.
     pub(super) fn fits(&self) -> bool {
-        self.reach() <= 1 << u16::BITS
+        self.is_near() || self.padding < 1 << u16::BITS
     }
 
     /// Whether all distances are below 8.
@@ -307,10 +307,11 @@ impl GroupWindow {
     }
 }
 
-/// Kept columns of row blocks, as distances from the starts of their windows; every row block reads all of its own, so
-/// that a byte is better than four.
+/// Kept columns of row blocks. Every row block reads all of its own, so that a byte is better than four.
 enum Distances {
+    /// from the start of the window
     Near(Vec<[u8; GROUP_COLUMNS]>),
+    /// from the first column of all, where a byte does not reach through a window
     Far(Vec<[u16; GROUP_COLUMNS]>),
 }
 
@@ -320,15 +321,16 @@ impl Distances {
         let (mask, grid) = (packed.mask(), packed.mask().grid());
         let row_blocks = if shares_columns(grid) { 1 } else { grid.row_blocks() };
         let blocks = mask.all_columns().chunks_exact(grid.groups()).take(row_blocks);
+        let near = window.is_near();
         let distances = blocks.flat_map(|block| {
             let listed = block.iter().copied().chain(std::iter::repeat([u32::MAX; GROUP_COLUMNS]));
-            let from = |(four, start): ([u32; GROUP_COLUMNS], usize)| {
-                four.map(|column| ((column as usize).min(window.padding) - start) as u16)
+            let from = move |(four, start): ([u32; GROUP_COLUMNS], usize)| {
+                four.map(|column| ((column as usize).min(window.padding) - if near { start } else { 0 }) as u16)
             };
             listed.zip(window.starts(0)).map(from).take(groups)
         });
-        if window.reach() <= 1 << u8::BITS {
-            Self::Near(distances.map(|four| four.map(|distance| distance as u8)).collect())
+        if near {
+            Self::Near(distances.map(|four| four.map(|d| d as u8)).collect())
         } else {
             Self::Far(distances.collect())
         }
@@ -353,14 +355,16 @@ impl Columns<'_> {
     /// Columns of some groups, `N` of them; at most `padding`.
     #[inline(always)]
     pub(super) fn of<const N: usize>(&self, first: usize) -> [[usize; GROUP_COLUMNS]; N] {
-        let mut starts = self.window.starts(first);
-        std::array::from_fn(|i| {
-            let start = starts.next().unwrap_or(self.window.padding);
-            match self.distances {
-                TileDistances::Near(all) => all[first + i].map(|distance| start + usize::from(distance)),
-                TileDistances::Far(all) => all[first + i].map(|distance| start + usize::from(distance)),
+        match self.distances {
+            TileDistances::Near(all) => {
+                let mut starts = self.window.starts(first);
+                std::array::from_fn(|i| {
+                    let start = starts.next().unwrap_or(self.window.padding);
+                    all[first + i].map(|distance| start + usize::from(distance))
+                })
             }
-        })
+            TileDistances::Far(all) => std::array::from_fn(|i| all[first + i].map(usize::from)),
+        }
     }
 }
 

@@ -59,6 +59,11 @@ impl Isa for Neon {
     unsafe fn window_32(from: *const f32, offsets: [u8; 4]) -> [f32; 4] {
         offsets.map(|offset| *from.add(usize::from(offset)))
     }
+    const TABLES: bool = false;
+    #[inline(always)]
+    unsafe fn table_16(from: *const u16, distances: &[[u8; 4]; 8]) -> [[u16; 4]; 8] {
+        distances.map(|four| four.map(|distance| *from.add(distance.into())))
+    }
     #[inline(always)]
     unsafe fn zero() -> float32x4_t {
         vdupq_n_f32(0.0)

@@ -328,6 +328,15 @@ unsafe fn add_chunks<I: Isa, P: Prefill<I>, const N: usize, const C: usize>(
     let width = N * I::LANES;
     let columns = layout.columns(tile);
     for c in 0..C {
+        if chunk + C + c < layout.chunks {
+            // Free columns are no stream that the hardware would see coming.
+            let next: [_; CHUNK] = columns.of((chunk + C + c) * CHUNK);
+            for column in next.into_iter().flatten() {
+                for place in (0..width).step_by(64 / size_of::<P::Input>()) {
+                    I::prefetch(input.data.as_ptr().wrapping_add(column * width + place).cast());
+                }
+            }
+        }
         let columns: [_; CHUNK] = columns.of((chunk + c) * CHUNK);
         for (g, four) in columns.into_iter().enumerate() {
             // SAFETY: columns are at most `layout.cols`, so each names a row of the input tile; a group's choices are

@@ -10,6 +10,7 @@
 use lacuna_core::GROUP_COLUMNS;
 
 use super::lsap::{Solver, VECTOR};
+use super::{max, min};
 
 /// Groups whose benefits are summed together.
 const TILE: usize = 4;
@@ -200,12 +201,68 @@ impl Exchange {
     }
 }
 
-#[inline(always)]
-fn max(a: f32, b: f32) -> f32 {
-    if a > b { a } else { b }
-}
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
 
-#[inline(always)]
-fn min(a: f32, b: f32) -> f32 {
-    if a < b { a } else { b }
+    use super::*;
+
+    /// What some groups keep.
+    fn kept(scores: &[Vec<f32>], groups: &[[u32; GROUP_COLUMNS]]) -> f32 {
+        let best_two = |row: &Vec<f32>, four: &[u32; GROUP_COLUMNS]| {
+            let mut four = four.map(|c| row.get(c as usize).copied().unwrap_or(0.0));
+            four.sort_by(f32::total_cmp);
+            four[2] + four[3]
+        };
+        scores.iter().map(|row| groups.iter().map(|four| best_two(row, four)).sum::<f32>()).sum()
+    }
+
+    /// The most that groups can keep whose slot takes any of the columns, from one group on.
+    fn best(scores: &[Vec<f32>], groups: &mut [[u32; GROUP_COLUMNS]], slot: usize, free: &[u32], from: usize) -> f32 {
+        if from == groups.len() || groups[from][slot] as usize >= scores[0].len() {
+            return kept(scores, groups);
+        }
+        let old = groups[from][slot];
+        let mut most = f32::NEG_INFINITY;
+        for (i, &column) in free.iter().enumerate() {
+            groups[from][slot] = column;
+            let rest: Vec<u32> = free.iter().enumerate().filter(|&(other, _)| other != i).map(|(_, &c)| c).collect();
+            most = most.max(best(scores, groups, slot, &rest, from + 1));
+        }
+        groups[from][slot] = old;
+        most
+    }
+
+    proptest! {
+        #[test]
+        fn no_exchange_of_a_slot_is_better(
+            (groups, width) in (1_usize..4).prop_flat_map(|groups| (Just(groups), 4 * groups - 3..4 * groups + 5)),
+            values in prop::collection::vec(prop::collection::vec(0_u8..40, 16), 1..6),
+            slot in 0_usize..GROUP_COLUMNS,
+        ) {
+            let scores: Vec<Vec<f32>> =
+                values.iter().map(|row| row[..width].iter().map(|&v| f32::from(v)).collect()).collect();
+            let mut window = WindowScores::default();
+            window.load(&scores.concat(), width, scores.len(), 0..width);
+            // Ascending columns, so that those of padding are the last of the last group.
+            let listed: Vec<u32> = (0..4 * groups as u32).collect();
+            let mut groups = listed.as_chunks::<GROUP_COLUMNS>().0.to_vec();
+            let mut unselected: Vec<u32> = (listed.len().min(width)..width).map(|c| c as u32).collect();
+            let vacated = groups.iter().map(|four| four[slot]).filter(|&c| (c as usize) < width);
+            let free: Vec<u32> = vacated.chain(unselected.iter().copied()).collect();
+            let want = best(&scores, &mut groups.clone(), slot, &free, 0);
+            let before = kept(&scores, &groups);
+            let mut exchange = Exchange::default();
+            for (slot, panels) in exchange.slots.iter_mut().enumerate() {
+                panels.gather(&window, &groups.iter().map(|four| four[slot]).collect::<Vec<_>>());
+            }
+            let (gain, _) = exchange.step(&window, &mut groups, &mut unselected, slot);
+            // Whole numbers add up exactly.
+            prop_assert_eq!(kept(&scores, &groups), want);
+            prop_assert_eq!(gain, f64::from(want - before));
+            let mut all: Vec<u32> = groups.concat().into_iter().chain(unselected).collect();
+            all.sort_unstable();
+            prop_assert_eq!(all, (0..width.max(listed.len()) as u32).collect::<Vec<_>>());
+        }
+    }
 }

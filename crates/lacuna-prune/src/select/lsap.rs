@@ -141,7 +141,7 @@ fn least_value(values: &[f32]) -> f32 {
 
 /// The least value that is not closed and its first place.
 #[inline(always)]
-fn least_open(values: &[f32], closed: &[f32]) -> (f32, usize) {
+pub(super) fn least_open(values: &[f32], closed: &[f32]) -> (f32, usize) {
     let mut lanes = [f32::INFINITY; VECTOR];
     for (values, closed) in values.as_chunks::<VECTOR>().0.iter().zip(closed.as_chunks::<VECTOR>().0) {
         for ((lane, v), c) in lanes.iter_mut().zip(values).zip(closed) {

@@ -11,7 +11,9 @@ mod exhaustive;
 mod grouped;
 mod lsap;
 mod paper;
+mod rows;
 mod top;
+mod transport;
 mod window;
 
 use lacuna_core::{GROUP_COLUMNS, Grid, Mask, Pair, Pattern, Result, Scores};
@@ -21,7 +23,12 @@ use serde::{Deserialize, Serialize};
 pub use assignment::Assignment;
 pub use exact::Exact;
 pub use paper::Paper;
+pub use rows::cluster_rows;
 pub use top::Top;
+
+/// Columns of a window that does nearly what the whole row would: a kernel holds them at hand, a byte names one of them, and
+/// choosing among them takes time that grows with the width of the layer, not with its square.
+pub const WINDOW: usize = 256;
 
 /// A way to choose the columns of a mask. Row blocks do not know of each other: those of a band of rows are what they
 /// are in the whole matrix.
@@ -114,4 +121,15 @@ fn dispatch<Op: pulp::WithSimd>(choice: Op) -> Op::Output {
         return pulp::Simd::vectorize(simd, choice);
     }
     pulp::Arch::new().dispatch(choice)
+}
+
+/// Plain comparisons: one instruction each, which `f32::max` is not, for it has an opinion on NaN.
+#[inline(always)]
+fn max(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+#[inline(always)]
+fn min(a: f32, b: f32) -> f32 {
+    if a < b { a } else { b }
 }

@@ -43,8 +43,13 @@ impl pulp::WithSimd for Windows<'_> {
                     free.get_mut(c as usize).into_iter().for_each(|free| *free = false);
                 }
                 let mut unselected: Vec<u32> = (0..cols.len() as u32).filter(|&c| free[c as usize]).collect();
-                let exchanged = if self.widen { &mut unselected[..] } else { &mut [] };
-                exchange.run(&window_scores, &mut chosen, exchanged, self.rounds);
+                if self.start.is_none() {
+                    // Groups that suit these columns are a better place to look for other columns from.
+                    exchange.run(&window_scores, &mut chosen, &mut [], self.rounds);
+                }
+                if self.widen {
+                    exchange.run(&window_scores, &mut chosen, &mut unselected, self.rounds);
+                }
                 columns.extend(chosen.into_iter().map(|four| four.map(|c| c + cols.start as u32)));
             }
             grid.arrange(&mut columns[first..]);

@@ -104,7 +104,18 @@ pub(super) fn run(args: &KernelArgs, engines: &[String], ui: &Ui) -> Result<()> 
     let threads = rayon::current_num_threads();
     ui.result(&json!({ "rows": rows, "threads": threads, "cpu": cpu(), "date": today() }), || {
         let head = [
-            "shape", "tokens", "values", "pattern", "engine", "kernel", "µs", "rival", "ratio", "limit", "share",
+            "shape",
+            "tokens",
+            "values",
+            "pattern",
+            "engine",
+            "kernel",
+            "µs",
+            "rival",
+            "ratio",
+            "limit",
+            "share",
+            "over grouped",
             "checked",
         ];
         table(&head, &rows.iter().map(cells).collect::<Vec<_>>())
@@ -128,6 +139,7 @@ fn cells(row: &Row) -> Vec<String> {
         format!("{:.2}", row.ratio),
         format!("{:.2}", row.limit),
         format!("{:.2}", row.share),
+        row.over_grouped.map_or_else(|| "-".to_owned(), |over| format!("{over:.3}")),
         row.checked.map_or_else(|| "-".to_owned(), |off| format!("{off:.3}")),
     ]
 }

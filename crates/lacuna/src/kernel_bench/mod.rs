@@ -77,6 +77,8 @@ pub struct Row {
     pub limit: f64,
     /// `ratio / limit`
     pub share: f64,
+    /// of a pattern with a window: `seconds` over those of the same pattern without, where it is among the contestants
+    pub over_grouped: Option<f64>,
     /// largest error over tolerance of an answer of ours
     pub checked: Option<f64>,
 }
@@ -178,6 +180,8 @@ fn contest(
     let dense = found.iter().min_by(|(_, _, a), (_, _, b)| a.seconds.total_cmp(&b.seconds));
     let (rival, rival_seconds) = dense.map_or((String::new(), f64::NAN), |(name, _, t)| (name.clone(), t.seconds));
     found.extend(ours);
+    let times = found.iter().filter_map(|(_, own, time)| Some(((*own)?.pattern.clone(), time.seconds)));
+    let times: Vec<(String, f64)> = times.collect();
     let mut rows = vec![];
     for (engine, contestant, timing) in found {
         let checked = contestant.map(|own| own.check(x, &mut y));
@@ -186,6 +190,8 @@ fn contest(
             let kernel = &timing.variant;
             bail!("{name} {case}, {pattern}: kernel {kernel} is wrong by {off:.2} tolerances");
         }
+        let grouped = contestant.and_then(|own| own.grouped.as_ref());
+        let grouped = grouped.and_then(|grouped| times.iter().find(|(pattern, _)| pattern == grouped));
         let ratio = rival_seconds / timing.seconds;
         let limit = contestant.map_or(1.0, |contestant| limit(contestant, &own[0], case.tokens));
         rows.push(Row {
@@ -204,6 +210,7 @@ fn contest(
             ratio,
             limit,
             share: ratio / limit,
+            over_grouped: grouped.map(|(_, seconds)| timing.seconds / seconds),
             checked,
         });
     }

@@ -39,12 +39,15 @@ pub(super) fn normal(seed: u64, rows: usize, cols: usize, scale: f32) -> Matrix 
 fn random_mask(rng: &mut ChaCha8Rng, pattern: Pattern, rows: usize, cols: usize) -> Result<Mask> {
     let grid = pattern.grid(rows, cols)?;
     let mut columns = Vec::with_capacity(grid.row_blocks() * grid.groups());
-    for i in 0..grid.row_blocks() * grid.groups() {
-        let mut range: Vec<u32> = grid.group_range(i % grid.groups()).map(|c| c as u32).collect();
-        range.shuffle(rng);
-        let mut four = *range.first_chunk::<GROUP_COLUMNS>().expect("a group has at least 4 columns");
-        four.sort_unstable();
-        columns.push(four);
+    for _ in 0..grid.row_blocks() {
+        let first = columns.len();
+        for window in 0..grid.windows() {
+            let mut dealt: Vec<u32> = grid.window_cols(window).map(|c| c as u32).collect();
+            dealt.shuffle(rng);
+            dealt.extend(cols as u32..(cols + grid.padding()) as u32);
+            columns.extend(&dealt.as_chunks::<GROUP_COLUMNS>().0[..grid.window_groups(window).len()]);
+        }
+        grid.arrange(&mut columns[first..]);
     }
     let pairs: Vec<Pair> = [[0, 1], [0, 2], [1, 2], [0, 3], [1, 3], [2, 3]]
         .iter()
@@ -64,6 +67,8 @@ struct Sample {
 pub(super) struct Own {
     /// `dense`, or the pattern as written
     pub(super) pattern: String,
+    /// the pattern without its window, where it has one
+    pub(super) grouped: Option<String>,
     /// name of the kernel
     pub(super) kernel: &'static str,
     /// bytes that one product reads of it
@@ -88,6 +93,7 @@ impl Own {
         let n = if rotated { copies((rows * cols) as f64 * value_bytes(value_type)) } else { 1 };
         Ok(Self {
             pattern: "dense".to_owned(),
+            grouped: None,
             kernel: dense::kernels().next().unwrap_or("gemm"),
             bytes: stored_bytes(rows, cols, value_type),
             work: (rows * cols) as f64,
@@ -122,6 +128,7 @@ impl Own {
         let (kernel, activations) = (sparse::choose(&packed), activations(value_type));
         Ok(Self {
             pattern: pattern.to_string(),
+            grouped: (!pattern.is_grouped()).then(|| pattern.with_window_up_to(pattern.m()).to_string()),
             kernel: kernel.name,
             bytes,
             work: (rows * grid.kept_per_row()) as f64,
@@ -228,11 +235,12 @@ fn stored_bytes(rows: usize, values: usize, value_type: ValueType) -> f64 {
 }
 
 /// Bytes of a packed weight as a product reads it: of each group and row two values, with scales, and 4 bits of
-/// positions; of each group and row block 4 columns of a byte.
+/// positions; of each group and row block 4 columns of a byte, of two where a window is wider than a byte reaches.
 fn packed_bytes(pattern: Pattern, rows: usize, cols: usize, value_type: ValueType) -> Result<f64> {
     let grid = pattern.grid(rows, cols)?;
     let positions = (rows * grid.groups() * KEPT_PER_GROUP) as f64 / 4.0;
-    let columns = (grid.row_blocks() * grid.groups() * GROUP_COLUMNS) as f64;
+    let column_bytes = if grid.window_cols(0).len() <= 1 << 8 { 1 } else { 2 };
+    let columns = (grid.row_blocks() * grid.groups() * GROUP_COLUMNS * column_bytes) as f64;
     Ok(stored_bytes(rows, grid.kept_per_row(), value_type) + positions + columns)
 }
 
