@@ -4,6 +4,8 @@
 
 #![forbid(unsafe_code)]
 
+mod assignment;
+pub mod permute;
 pub mod score;
 pub mod select;
 mod stats;
@@ -13,6 +15,7 @@ use std::ops::Range;
 use lacuna_core::{Error, Matrix, Packed, Pattern, Scores, ValueType};
 use rayon::prelude::*;
 
+pub use assignment::assign;
 pub use score::Criterion;
 pub use select::Selection;
 pub use stats::{Stats, weight_energy};

@@ -1,0 +1,100 @@
+//! What a row is worth in a row block: the two largest of its scores in the columns that the block now keeps of each
+//! group. An estimate: with other rows the paper's selection would keep other columns.
+
+use lacuna_core::{GROUP_COLUMNS, Matrix, Pattern, Result, Scores};
+use pulp::{Arch, NullaryFnOnce};
+use rayon::prelude::*;
+
+use super::Moved;
+use super::columns::{largest, norms};
+use super::search::{Benefits, LANES};
+
+/// Adds what the rows of each set of places are worth at each of them.
+pub(super) fn row_benefits(
+    moved: &Moved,
+    scores: &Scores,
+    pattern: Pattern,
+    benefits: &mut [Benefits],
+) -> Result<()> {
+    let scores = scores.matrix();
+    let grid = pattern.grid(scores.rows(), scores.cols())?;
+    if moved.rows.is_empty() || benefits.is_empty() {
+        return Ok(());
+    }
+    let kept_of = |block: usize| {
+        let norms = norms(scores, &grid, block);
+        let four = |group: usize| largest(grid.block_cols(group), &norms);
+        (0..grid.groups()).map(four).collect::<Vec<_>>()
+    };
+    let kept: Vec<Vec<([usize; GROUP_COLUMNS], usize)>> = (0..grid.row_blocks()).into_par_iter().map(kept_of).collect();
+    for row_of in &moved.rows {
+        for benefits in &mut *benefits {
+            let rows: Vec<usize> = benefits.places.iter().map(|&place| row_of[place]).collect();
+            let block_of = |row: usize| row / pattern.v();
+            let mut blocks: Vec<usize> = rows.iter().map(|&row| block_of(row)).collect();
+            blocks.sort_unstable();
+            blocks.dedup();
+            let lines = Lines::new(scores, &rows);
+            let worth = blocks.par_iter().map(|&block| Arch::new().dispatch(Worth { lines: &lines, kept: &kept[block] }));
+            let worth: Vec<Vec<f32>> = worth.collect();
+            for (place, &row) in rows.iter().enumerate() {
+                let at = blocks.binary_search(&block_of(row)).expect("every place is in a block");
+                for (channel, worth) in worth[at][..rows.len()].iter().enumerate() {
+                    benefits.values[channel * benefits.stride + place] += moved.weight * worth;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Some rows, column by column.
+struct Lines {
+    /// rows, rounded up to whole vectors
+    stride: usize,
+    /// `[K, stride]`
+    values: Vec<f32>,
+}
+
+impl Lines {
+    fn new(scores: &Matrix, rows: &[usize]) -> Self {
+        let stride = rows.len().next_multiple_of(LANES);
+        let mut values = vec![0.0; scores.cols() * stride];
+        for (lane, &row) in rows.iter().enumerate() {
+            for (column, &score) in values.chunks_exact_mut(stride).zip(scores.row(row)) {
+                column[lane] = score;
+            }
+        }
+        Self { stride, values }
+    }
+}
+
+/// What each line is worth where so many columns of each group are kept.
+struct Worth<'a> {
+    lines: &'a Lines,
+    kept: &'a [([usize; GROUP_COLUMNS], usize)],
+}
+
+impl NullaryFnOnce for Worth<'_> {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn call(self) -> Vec<f32> {
+        let Lines { stride, values } = self.lines;
+        let zeros = vec![0.0; *stride];
+        let mut worth = vec![0.0; *stride];
+        for (four, count) in self.kept {
+            let [a, b, c, d] = std::array::from_fn(|i| {
+                if i < *count { &values[four[i] * stride..(four[i] + 1) * stride] } else { &zeros[..] }
+            });
+            for ((((worth, &a), &b), &c), &d) in worth.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+                let (ab, cd) = (if a > b { a } else { b }, if c > d { c } else { d });
+                let (less_ab, less_cd) = (if a > b { b } else { a }, if c > d { d } else { c });
+                let (first, other) = if ab > cd { (ab, cd) } else { (cd, ab) };
+                let rest = if less_ab > less_cd { less_ab } else { less_cd };
+                *worth += first + if other > rest { other } else { rest };
+            }
+        }
+        worth
+    }
+}

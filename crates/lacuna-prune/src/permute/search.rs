@@ -1,0 +1,138 @@
+//! The search for one order: places are emptied in turns, as many at once as do not disturb each other, and their channels
+//! assigned anew.
+//!
+//! Places that are at least `M` apart never share a group of columns, so what a channel is worth at each is exact and an
+//! assignment can only gain. For rows the worth is an estimate (`rows.rs`), and several of a block change at once:
+//! so every arrangement is measured, and one that keeps less than the best is taken back.
+
+use lacuna_core::{Error, Pattern, Permutation};
+
+use super::columns::column_benefits;
+use super::rows::row_benefits;
+use super::{Moved, kept};
+use crate::assign;
+
+/// Channels that are assigned at once, at most: time grows with the third power, benefits with the second.
+const AT_ONCE: usize = 1024;
+/// Benefits are kept for so many places side by side.
+pub(super) const LANES: usize = 16;
+
+/// The places that an order fills.
+#[derive(Debug, Clone, Copy)]
+pub struct Places {
+    len: usize,
+    /// channels stay in runs of so many places
+    run: usize,
+}
+
+impl Places {
+    /// Places that every channel may have.
+    pub fn free(len: usize) -> Self {
+        Self { len, run: len.max(1) }
+    }
+
+    /// `runs` times `run` places; channels stay in their run.
+    pub fn runs(runs: usize, run: usize) -> Self {
+        Self { len: runs * run, run: run.max(1) }
+    }
+
+    /// Every `stride`th place from `first` on, in sets that are assigned by themselves.
+    fn sets(self, first: usize, stride: usize) -> Vec<Vec<usize>> {
+        let places: Vec<usize> = (first..self.len).step_by(stride).collect();
+        let of_run = |set: &[usize]| {
+            let parts = set.len().div_ceil(AT_ONCE);
+            (0..parts).map(|part| set.iter().copied().skip(part).step_by(parts).collect()).collect::<Vec<Vec<usize>>>()
+        };
+        places.chunk_by(|a, b| a / self.run == b / self.run).flat_map(of_run).filter(|set| set.len() > 1).collect()
+    }
+}
+
+/// What a search found.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// place `i` gets the channel of place `order[i]`
+    pub order: Permutation,
+    /// the score kept before, all weights together
+    pub before: f64,
+    /// and under the order
+    pub after: f64,
+}
+
+/// What the channels of some places are worth at each of them.
+pub(super) struct Benefits {
+    pub(super) places: Vec<usize>,
+    /// places, rounded up to whole vectors
+    pub(super) stride: usize,
+    /// `[channels, stride]`; channel `i` is now at place `i`
+    pub(super) values: Vec<f32>,
+}
+
+impl Benefits {
+    fn new(places: Vec<usize>) -> Self {
+        let stride = places.len().next_multiple_of(LANES);
+        Self { stride, values: vec![0.0; places.len() * stride], places }
+    }
+
+    /// Moves each channel to where all are worth most.
+    fn assign(&self, order: &mut [u32]) {
+        let n = self.places.len();
+        let dense: Vec<f32> = self.values.chunks_exact(self.stride).flat_map(|row| &row[..n]).copied().collect();
+        let channels: Vec<u32> = self.places.iter().map(|&place| order[place]).collect();
+        for (channel, place) in channels.into_iter().zip(assign(&dense, n, n)) {
+            order[self.places[place]] = channel;
+        }
+    }
+}
+
+/// Searches for the order under which grouped masks keep the most of all weights it moves.
+///
+/// `show` shows each of them to its argument, whose errors it passes on; it may hold one at a time. The result keeps at
+/// least what the present order keeps.
+pub fn search<E: From<Error>>(
+    places: Places,
+    pattern: Pattern,
+    rounds: usize,
+    mut show: impl FnMut(&mut dyn FnMut(&Moved) -> Result<(), Error>) -> Result<(), E>,
+) -> Result<Found, E> {
+    let mut look_at = |order: &Permutation, sets: Vec<Vec<usize>>| {
+        let mut benefits: Vec<Benefits> = sets.into_iter().map(Benefits::new).collect();
+        let (mut sum, mut by_columns) = (0.0, false);
+        show(&mut |moved| {
+            let scores = moved.arranged(order)?;
+            sum += f64::from(moved.weight) * kept(&scores, pattern)?;
+            column_benefits(moved, &scores, pattern, &mut benefits)?;
+            row_benefits(moved, &scores, pattern, &mut benefits)?;
+            by_columns |= !moved.columns.is_empty();
+            Ok(())
+        })?;
+        Ok::<_, E>((benefits, sum, by_columns))
+    };
+    let mut best = Permutation::identity(places.len);
+    let (_, before, by_columns) = look_at(&best, vec![])?;
+    let (mut after, mut candidate) = (before, None);
+    for round in 0..rounds {
+        // Other neighbours in each round, so that channels meet others. Rows are moved all at once first.
+        let stride = if by_columns { pattern.m() + round } else { places.len.div_ceil(AT_ONCE) << round };
+        for first in 0..stride.min(places.len) {
+            let sets = places.sets(first, stride);
+            let (mut benefits, sum, _) = look_at(candidate.as_ref().unwrap_or(&best), sets.clone())?;
+            if let Some(order) = candidate.take() {
+                if sum > after {
+                    (best, after) = (order, sum);
+                } else {
+                    benefits = look_at(&best, sets)?.0;
+                }
+            }
+            let mut order = best.as_slice().to_vec();
+            benefits.iter().for_each(|benefits| benefits.assign(&mut order));
+            candidate = Some(Permutation::new(order)?).filter(|order| *order != best);
+        }
+    }
+    if let Some(order) = candidate {
+        let (_, sum, _) = look_at(&order, vec![])?;
+        if sum > after {
+            (best, after) = (order, sum);
+        }
+    }
+    Ok(Found { order: best, before, after })
+}
