@@ -136,3 +136,68 @@ pub fn search<E: From<Error>>(
     }
     Ok(Found { order: best, before, after })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use lacuna_core::{Matrix, Scores};
+
+    use super::*;
+
+    /// Uneven scores from a counter.
+    fn scores(rows: usize, cols: usize) -> Scores {
+        let score = |i: usize| ((i as u32 + 1).wrapping_mul(2_654_435_761) as f32 / u32::MAX as f32).powi(2);
+        Scores::new(Matrix::new(rows, cols, (0..rows * cols).map(score).collect()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn benefits_of_columns_say_just_what_an_assignment_keeps() {
+        for (pattern, cols) in [("4:2:5", 25), ("8:2:4", 16), ("16:2:9", 63), ("3:2:7", 16), ("2:2:8", 18)] {
+            let pattern: Pattern = pattern.parse().unwrap();
+            let moved = Moved {
+                scores: Cow::Owned(scores(13, cols)),
+                weight: 1.0,
+                columns: vec![(0..cols).collect()],
+                rows: vec![],
+            };
+            let places: Vec<usize> = (1..cols).step_by(pattern.m()).collect();
+            let mut benefits = [Benefits::new(places.clone())];
+            column_benefits(&moved, &moved.scores, pattern, &mut benefits).unwrap();
+            let [benefits] = benefits;
+            // All rotations of the channels of these places: what is kept differs by the sums of benefits.
+            let n = places.len();
+            let outcome = |shift: usize| {
+                let mut order: Vec<u32> = (0..cols as u32).collect();
+                let channel_at = |i: usize| (i + shift) % n;
+                (0..n).for_each(|i| order[places[i]] = places[channel_at(i)] as u32);
+                let benefit: f32 = (0..n).map(|i| benefits.values[channel_at(i) * benefits.stride + i]).sum();
+                let arranged = moved.arranged(&Permutation::new(order).unwrap()).unwrap();
+                (kept(&arranged, pattern).unwrap(), f64::from(benefit))
+            };
+            let (kept_before, benefit_before) = outcome(0);
+            for shift in 1..n {
+                let (kept, benefit) = outcome(shift);
+                // Sums of some hundred f32 of at most 1.
+                let off = (kept - kept_before) - (benefit - benefit_before);
+                assert!(off.abs() < 1e-3, "{pattern} over {cols}, shift {shift}: {off} off");
+            }
+        }
+    }
+
+    #[test]
+    fn channels_stay_in_their_run() {
+        let (runs, run) = (3, 10);
+        let moved = Moved {
+            scores: Cow::Owned(scores(16, runs * run)),
+            weight: 1.0,
+            columns: vec![(0..runs * run).collect()],
+            rows: vec![],
+        };
+        let found = search::<Error>(Places::runs(runs, run), "8:2:5".parse().unwrap(), 3, |look| look(&moved)).unwrap();
+        assert!(found.after > found.before, "{found:?}");
+        for (place, &channel) in found.order.as_slice().iter().enumerate() {
+            assert_eq!(place / run, channel as usize / run);
+        }
+    }
+}
