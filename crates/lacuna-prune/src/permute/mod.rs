@@ -43,22 +43,26 @@ impl Moved<'_> {
     /// The scores under an order: at place `i` is what was at place `order[i]`.
     fn arranged(&self, order: &Permutation) -> Result<Scores> {
         let of = |len: usize, ways: &[Vec<usize>]| {
-            let mut whole: Vec<u32> = (0..len as u32).collect();
+            let mut whole: Vec<usize> = (0..len).collect();
             for line_of in ways {
                 for (&line, &old) in line_of.iter().zip(order.as_slice()) {
-                    whole[line] = line_of[old as usize] as u32;
+                    whole[line] = line_of[old as usize];
                 }
             }
-            Permutation::new(whole)
+            whole
         };
-        let mut matrix = Cow::Borrowed(self.scores.matrix());
-        if !self.columns.is_empty() {
-            matrix = Cow::Owned(of(matrix.cols(), &self.columns)?.permute_columns(&matrix)?);
-        }
-        if !self.rows.is_empty() {
-            matrix = Cow::Owned(of(matrix.rows(), &self.rows)?.permute_rows(&matrix)?);
-        }
-        Scores::new(matrix.into_owned())
+        let matrix = self.scores.matrix();
+        let (rows, columns) = (of(matrix.rows(), &self.rows), of(matrix.cols(), &self.columns));
+        let mut arranged = Matrix::zeros(matrix.rows(), matrix.cols());
+        arranged.data_mut().par_chunks_mut(matrix.cols()).zip(&rows).for_each(|(out, &row)| {
+            let source = matrix.row(row);
+            if self.columns.is_empty() {
+                out.copy_from_slice(source);
+            } else {
+                out.iter_mut().zip(&columns).for_each(|(out, &column)| *out = source[column]);
+            }
+        });
+        Scores::new(arranged)
     }
 }
 

@@ -18,7 +18,8 @@ pub(super) fn row_benefits(
 ) -> Result<()> {
     let scores = scores.matrix();
     let grid = pattern.grid(scores.rows(), scores.cols())?;
-    if moved.rows.is_empty() || benefits.is_empty() {
+    // Where a group is all of its block, rows keep the same wherever they are.
+    if moved.rows.is_empty() || benefits.is_empty() || pattern.m() == GROUP_COLUMNS {
         return Ok(());
     }
     let kept_of = |block: usize| {
