@@ -36,7 +36,7 @@ pub fn assign(benefit: &[f32], rows: usize, cols: usize) -> Vec<usize> {
                     before[col] = row;
                 }
                 // A free column ends the search, so of equally near ones it comes first.
-                if shortest[col] < nearest || shortest[col] == nearest && row_of[col] == FREE {
+                if shortest[col] < nearest || shortest[col] <= nearest && row_of[col] == FREE {
                     (nearest, at) = (shortest[col], i);
                 }
             }

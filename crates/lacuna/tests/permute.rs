@@ -177,8 +177,10 @@ fn a_decoder_keeps_more_and_says_the_same() {
         assert!(off < 2e-4 * largest(want.data().iter().copied()).max(1.0), "{off} off");
         // What follows: a plain pattern, which the export obeys without an order of its own.
         for dir in ["model", "out"] {
-            tiny.lacuna(&format!("prune {dir} {dir}-sparse --pattern 16:2:8 --selection paper --criterion ria --ria-exponent 0"))
-                .ok();
+            tiny.lacuna(&format!(
+                "prune {dir} {dir}-sparse --pattern 16:2:8 --selection paper --criterion ria --ria-exponent 0"
+            ))
+            .ok();
             tiny.lacuna(&format!("verify {dir}-sparse")).ok();
             tiny.lacuna(&format!("export {dir}-sparse {dir}-zeros")).ok();
         }
@@ -195,7 +197,8 @@ fn encoders_keep_the_features_that_they_give_out() {
     // Asked for, vectors come in another order, and by cosines are the same.
     tiny.lacuna("permute model other --pattern 4:2:5 --embeddings").ok();
     assert!(difference(&outputs(&tiny.path("other")).0, &outputs(&tiny.path("model")).0) > 0.01);
-    let spearman = |dir: &str| tiny.lacuna(&format!("eval {dir} --data sts.csv --json")).json()["value"].as_f64().unwrap();
+    let spearman =
+        |dir: &str| tiny.lacuna(&format!("eval {dir} --data sts.csv --json")).json()["value"].as_f64().unwrap();
     assert!((spearman("other") - spearman("model")).abs() < 1e-6);
 
     for case in ["timm-vit", "deit"] {

@@ -1,7 +1,7 @@
 //! What a row is worth in a row block: the two largest of its scores in the columns that the block now keeps of each
 //! group. An estimate: with other rows the paper's selection would keep other columns.
 
-use lacuna_core::{GROUP_COLUMNS, Matrix, Pattern, Result, Scores};
+use lacuna_core::{GROUP_COLUMNS, Grid, Matrix, Pattern, Result, Scores};
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
@@ -10,43 +10,49 @@ use super::columns::{largest, norms};
 use super::search::{Benefits, LANES};
 
 /// Adds what the rows of each set of places are worth at each of them.
-pub(super) fn row_benefits(
-    moved: &Moved,
-    scores: &Scores,
-    pattern: Pattern,
-    benefits: &mut [Benefits],
-) -> Result<()> {
+pub(super) fn row_benefits(moved: &Moved, scores: &Scores, pattern: Pattern, benefits: &mut [Benefits]) -> Result<()> {
     let scores = scores.matrix();
     let grid = pattern.grid(scores.rows(), scores.cols())?;
     // Where a group is all of its block, rows keep the same wherever they are.
     if moved.rows.is_empty() || benefits.is_empty() || pattern.m() == GROUP_COLUMNS {
         return Ok(());
     }
-    let kept_of = |block: usize| {
-        let norms = norms(scores, &grid, block);
-        let four = |group: usize| largest(grid.block_cols(group), &norms);
-        (0..grid.groups()).map(four).collect::<Vec<_>>()
-    };
-    let kept: Vec<Vec<([usize; GROUP_COLUMNS], usize)>> = (0..grid.row_blocks()).into_par_iter().map(kept_of).collect();
-    for row_of in &moved.rows {
-        for benefits in &mut *benefits {
-            let rows: Vec<usize> = benefits.places.iter().map(|&place| row_of[place]).collect();
-            let block_of = |row: usize| row / pattern.v();
-            let mut blocks: Vec<usize> = rows.iter().map(|&row| block_of(row)).collect();
-            blocks.sort_unstable();
-            blocks.dedup();
+    for benefits in benefits {
+        let lines: Vec<Vec<usize>> =
+            moved.rows.iter().map(|row_of| benefits.places.iter().map(|&place| row_of[place]).collect()).collect();
+        let mut emptied = lines.concat();
+        emptied.sort_unstable();
+        let block_of = |row: usize| row / pattern.v();
+        let blocks: Vec<&[usize]> = emptied.chunk_by(|&a, &b| block_of(a) == block_of(b)).collect();
+        let kept: Vec<Vec<_>> =
+            blocks.par_iter().map(|emptied| kept(scores, &grid, emptied, moved.rows.len() > 1)).collect();
+        for rows in lines {
             let lines = Lines::new(scores, &rows);
-            let worth = blocks.par_iter().map(|&block| Arch::new().dispatch(Worth { lines: &lines, kept: &kept[block] }));
+            let worth = kept.par_iter().map(|kept| Arch::new().dispatch(Worth { lines: &lines, kept }));
             let worth: Vec<Vec<f32>> = worth.collect();
             for (place, &row) in rows.iter().enumerate() {
-                let at = blocks.binary_search(&block_of(row)).expect("every place is in a block");
-                for (channel, worth) in worth[at][..rows.len()].iter().enumerate() {
+                let block = blocks.partition_point(|emptied| block_of(emptied[0]) < block_of(row));
+                for (channel, worth) in worth[block][..rows.len()].iter().enumerate() {
                     benefits.values[channel * benefits.stride + place] += moved.weight * worth;
                 }
             }
         }
     }
     Ok(())
+}
+
+/// The columns of each group that a row block keeps, of which some rows are to be placed; `without` them, unless they are
+/// all. One row hardly sways its block, and the choice of all rows says more than that of some; but where a place is
+/// many rows, these made the choice, and would stay for it.
+fn kept(scores: &Matrix, grid: &Grid, emptied: &[usize], without: bool) -> Vec<([usize; GROUP_COLUMNS], usize)> {
+    let block = emptied[0] / grid.pattern().v();
+    let mut norms = norms(scores, grid, block);
+    if without && emptied.len() < grid.block_rows(block).len() {
+        for &row in emptied {
+            norms.iter_mut().zip(scores.row(row)).for_each(|(norm, score)| *norm -= score);
+        }
+    }
+    (0..grid.groups()).map(|group| largest(grid.block_cols(group), &norms)).collect()
 }
 
 /// Some rows, column by column.

@@ -124,7 +124,9 @@ pub fn search<E: From<Error>>(
                 }
             }
             let mut order = best.as_slice().to_vec();
-            benefits.iter().for_each(|benefits| benefits.assign(&mut order));
+            for benefits in &benefits {
+                benefits.assign(&mut order);
+            }
             candidate = Some(Permutation::new(order)?).filter(|order| *order != best);
         }
     }
@@ -199,5 +201,26 @@ mod tests {
         for (place, &channel) in found.order.as_slice().iter().enumerate() {
             assert_eq!(place / run, channel as usize / run);
         }
+    }
+
+    #[test]
+    fn heads_are_paired_with_heads_that_need_the_same_columns() {
+        // Heads of 4 rows, two of them in a block. A head needs the first or the last 4 columns of each group; as they
+        // stand, every block has one of each kind.
+        let (heads, rows_of_head, cols) = (6, 4, 32);
+        let needs = |row: usize, col: usize| (row / rows_of_head) % 2 == col % 8 / 4;
+        let score = |i: usize| if needs(i / cols, i % cols) { 1.0 } else { 0.01 };
+        let rows = heads * rows_of_head;
+        let matrix = Matrix::new(rows, cols, (0..rows * cols).map(score).collect()).unwrap();
+        let moved = Moved {
+            scores: Cow::Owned(Scores::new(matrix).unwrap()),
+            weight: 1.0,
+            columns: vec![],
+            rows: (0..rows_of_head).map(|line| (0..heads).map(|head| head * rows_of_head + line).collect()).collect(),
+        };
+        let found = search::<Error>(Places::free(heads), "8:2:8".parse().unwrap(), 2, |look| look(&moved)).unwrap();
+        // Two of three blocks can be of one kind; every row keeps two of each of four groups.
+        assert!(found.before < 0.6 * (rows * 8) as f64, "{found:?}");
+        assert!(found.after > 0.8 * (rows * 8) as f64, "{found:?}");
     }
 }
