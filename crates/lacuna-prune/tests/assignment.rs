@@ -33,5 +33,5 @@ proptest! {
 
 #[test]
 fn many_equal_benefits_still_finish() {
-    assert_eq!(assign(&[0.0; 300 * 400], 300, 400).len(), 300);
+    assert_eq!(assign(&vec![0.0; 300 * 400], 300, 400).len(), 300);
 }

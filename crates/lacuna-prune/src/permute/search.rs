@@ -208,7 +208,8 @@ mod tests {
         // Heads of 4 rows, two of them in a block. A head needs the first or the last 4 columns of each group; as they
         // stand, every block has one of each kind.
         let (heads, rows_of_head, cols) = (6, 4, 32);
-        let needs = |row: usize, col: usize| (row / rows_of_head) % 2 == col % 8 / 4;
+        let last = [false, true, true, false, false, true];
+        let needs = |row: usize, col: usize| last[row / rows_of_head] == (col % 8 >= 4);
         let score = |i: usize| if needs(i / cols, i % cols) { 1.0 } else { 0.01 };
         let rows = heads * rows_of_head;
         let matrix = Matrix::new(rows, cols, (0..rows * cols).map(score).collect()).unwrap();
