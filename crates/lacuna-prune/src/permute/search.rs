@@ -13,7 +13,7 @@ use super::{Moved, kept};
 use crate::assign;
 
 /// Channels that are assigned at once, at most: time grows with the third power, benefits with the second.
-const AT_ONCE: usize = 1024;
+const AT_ONCE: usize = 512;
 /// Benefits are kept for so many places side by side.
 pub(super) const LANES: usize = 16;
 
