@@ -20,6 +20,11 @@ impl Permutation {
         Ok(Self(order))
     }
 
+    /// The order that leaves everything where it is.
+    pub fn identity(len: usize) -> Self {
+        Self((0..len as u32).collect())
+    }
+
     /// Length.
     pub fn len(&self) -> usize {
         self.0.len()
@@ -45,6 +50,14 @@ impl Permutation {
         Self(inverse)
     }
 
+    /// This order, and then `next`: entry `i` is `self[next[i]]`. The lengths must agree.
+    pub fn then(&self, next: &Self) -> Result<Self> {
+        if next.len() != self.len() {
+            return Err(Error::Length { what: "order", want: self.len(), got: next.len() });
+        }
+        Ok(Self(next.0.iter().map(|&i| self.0[i as usize]).collect()))
+    }
+
     /// Row `i` of the result is row `self[i]` of `matrix`. The lengths must agree.
     pub fn permute_rows(&self, matrix: &Matrix) -> Result<Matrix> {
         if matrix.rows() != self.len() {
@@ -53,6 +66,21 @@ impl Permutation {
         let mut out = Matrix::zeros(matrix.rows(), matrix.cols());
         for (new, &old) in self.0.iter().enumerate() {
             out.row_mut(new).copy_from_slice(matrix.row(old as usize));
+        }
+        Ok(out)
+    }
+
+    /// Column `j` of the result is column `self[j]` of `matrix`. The lengths must agree.
+    pub fn permute_columns(&self, matrix: &Matrix) -> Result<Matrix> {
+        if matrix.cols() != self.len() {
+            return Err(Error::Length { what: "column order", want: matrix.cols(), got: self.len() });
+        }
+        let mut out = Matrix::zeros(matrix.rows(), matrix.cols());
+        for row in 0..matrix.rows() {
+            let source = matrix.row(row);
+            for (value, &old) in out.row_mut(row).iter_mut().zip(&self.0) {
+                *value = source[old as usize];
+            }
         }
         Ok(out)
     }

@@ -276,6 +276,28 @@ proptest! {
     }
 
     #[test]
+    fn orders_of_columns_and_rows_compose(
+        keys in prop::collection::vec(any::<(u32, u32)>(), 1..21),
+        values in prop::collection::vec(-9_i8..9, 40),
+    ) {
+        let sorted_by = |key: fn(&(u32, u32)) -> u32| {
+            let mut order: Vec<u32> = (0..keys.len() as u32).collect();
+            order.sort_by_key(|&i| key(&keys[i as usize]));
+            Permutation::new(order).unwrap()
+        };
+        let (first, second) = (sorted_by(|k| k.0), sorted_by(|k| k.1));
+        let data: Vec<f32> = values[..keys.len() * 2].iter().map(|&v| v.into()).collect();
+        let wide = Matrix::new(2, keys.len(), data).unwrap();
+        let columns = first.permute_columns(&wide).unwrap();
+        prop_assert_eq!(columns.transposed(), first.permute_rows(&wide.transposed()).unwrap());
+        let both = first.then(&second).unwrap();
+        prop_assert_eq!(second.permute_columns(&columns).unwrap(), both.permute_columns(&wide).unwrap());
+        prop_assert_eq!(first.then(&first.inverse()).unwrap(), Permutation::identity(keys.len()));
+        let longer = Permutation::identity(keys.len() + 1);
+        prop_assert!(first.then(&longer).is_err() && longer.permute_columns(&wide).is_err());
+    }
+
+    #[test]
     fn the_best_pair_keeps_the_most(values in prop::array::uniform4(0.0_f32..1.0)) {
         let kept: f32 = Pair::top_two(values).positions().iter().map(|&p| values[p]).sum();
         for code in [4, 8, 9, 12, 13, 14] {

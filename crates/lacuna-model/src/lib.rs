@@ -10,6 +10,7 @@ mod attention;
 mod batch;
 mod block;
 mod buffers;
+mod channels;
 mod config;
 mod decoder;
 pub mod family;
@@ -27,6 +28,7 @@ mod vision;
 pub use attention::LayerCache;
 pub use batch::runs;
 pub use block::{Block, Observer, Positions};
+pub use channels::{Axis, BlockOrders, ChannelOrders};
 pub use config::{
     Activation, BlockConfig, BlockNames, Config, DecoderConfig, LinearSpec, NormKind, NormPlace, Qkv, TextConfig, View,
     VisionConfig, VisionNames,

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod linalg;
+pub mod permute;
 pub mod score;
 pub mod select;
 mod stats;
@@ -17,6 +18,7 @@ use lacuna_core::{Error, Matrix, Packed, Pattern, Scores, ValueType};
 use rayon::prelude::*;
 use update::Task;
 
+pub use permute::Permute;
 pub use score::Criterion;
 pub use select::Selection;
 pub use stats::{Stats, weight_energy};
@@ -52,6 +54,8 @@ impl Weight for Matrix {
 pub struct Method {
     /// how weights are scored
     pub criterion: Criterion,
+    /// in which order rows and columns are when masks are chosen
+    pub permute: Permute,
     /// how masks are chosen
     pub selection: Selection,
     /// what becomes of the kept weights
@@ -91,36 +95,41 @@ impl Method {
     /// Scores a weight, selects its mask, updates and packs what is kept. `stats` may be missing only if neither criterion nor
     /// update needs any.
     pub fn prune<W: Weight>(&self, weight: &W, stats: Option<&Stats>) -> Result<Pruned, W::Error> {
-        if self.update == Update::None { self.prune_in_bands(weight, stats) } else { self.prune_whole(weight, stats) }
+        let row_by_row = self.update == Update::None && self.permute == Permute::None;
+        if row_by_row { self.prune_in_bands(weight, stats) } else { self.prune_whole(weight, stats) }
     }
 
-    /// With an update: all rows at once.
+    /// With all rows at once, as updates and permutations need them.
     fn prune_whole<W: Weight>(&self, source: &W, stats: Option<&Stats>) -> Result<Pruned, W::Error> {
-        let [rows, cols] = source.shape();
-        let features = stats.map_or(0, |stats| stats.gram().rows());
-        let Some(stats) = stats.filter(|_| features == cols) else {
-            return Err(Error::Length { what: "input statistics", want: cols, got: features }.into());
+        let mut weight = source.band(0..source.shape()[0])?;
+        let scores = Scores::new(self.criterion.scorer(source, stats)?.scores(0, &weight))?;
+        let arranged = self.permute.arrange(&scores, self.pattern, self.selection)?;
+        let ordered = match &arranged.rows {
+            Some(order) => &order.permute_rows(&weight)?,
+            None => &weight,
         };
-        let hessian = stats.hessian()?;
-        let mut weight = source.band(0..rows)?;
-        let scores = Scores::new(self.criterion.scorer(source, Some(stats))?.scores(0, &weight))?;
-        let (selection, pattern) = (self.selection, self.pattern);
-        let task = Task { weight: &weight, scores: &scores, stats, hessian, selection, pattern };
-        let (updated, mask) = self.update.run(&task)?;
+        let scores = &arranged.scores;
+        let task = Task { weight: ordered, scores, mask: arranged.mask, stats, selection: self.selection };
+        let (updated, mask) = self.update.run(task)?;
         let retained_score = share(mask.kept_sum(scores.matrix())?, scores.sum(), 1.0);
-        let packed = Packed::pack(&updated, mask, self.values, None)?;
+        let updated = match &arranged.rows {
+            Some(order) => order.inverse().permute_rows(&updated)?,
+            None => updated,
+        };
+        let packed = Packed::pack(&updated, mask, self.values, arranged.rows)?;
+        let energy_of = |a: &Matrix| stats.map_or_else(|| weight_energy(a), |stats| stats.energy(a));
         let quantization_error = match self.values.integers() {
             None => None,
             Some(_) => {
-                let (mut lost, kept) = (updated, packed.mask());
-                let energy = kept.kept_energy(&lost)?;
+                let energy = weight_energy(&updated);
+                let mut lost = updated;
                 packed.subtract_from(&mut lost)?;
-                Some(share(kept.kept_energy(&lost)?, energy, 0.0).sqrt())
+                Some(share(weight_energy(&lost), energy, 0.0).sqrt())
             }
         };
-        let energy = stats.energy(&weight);
+        let energy = energy_of(&weight);
         packed.subtract_from(&mut weight)?;
-        let relative_error = share(stats.energy(&weight), energy, 0.0).sqrt();
+        let relative_error = share(energy_of(&weight), energy, 0.0).sqrt();
         Ok(Pruned { packed, retained_score, relative_error, quantization_error })
     }
 

@@ -1,7 +1,7 @@
 //! Selection against brute force, and the order that the methods must have.
 
 use lacuna_core::{Dtype, Error, IntType, Matrix, Pattern, ScaleGroup, Scores, ValueType};
-use lacuna_prune::{Criterion, Method, Selection, Update};
+use lacuna_prune::{Criterion, Method, Permute, Selection, Update};
 use proptest::prelude::*;
 
 /// Largest sum of kept scores by trying every set of 4 columns of every block.
@@ -87,6 +87,7 @@ fn an_error_names_the_row_of_the_layer_not_of_a_band() {
     let method = Method {
         criterion: Criterion::Magnitude,
         update: Update::None,
+        permute: Permute::None,
         selection: Selection::Paper,
         pattern: "16:2:8".parse().unwrap(),
         values: Dtype::F16.into(),
@@ -105,6 +106,7 @@ fn the_error_of_integers_is_that_of_the_kept_weights() {
         let method = Method {
             criterion: Criterion::Magnitude,
             update: Update::None,
+            permute: Permute::None,
             selection: Selection::Exact,
             pattern: "16:2:8".parse().unwrap(),
             values,

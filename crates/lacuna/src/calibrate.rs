@@ -118,13 +118,18 @@ impl Stream {
         Ok(Self { blocks: config.blocks().clone(), batches: batches.collect::<lacuna_format::Result<_>>()? })
     }
 
-    /// Shows the inputs of the linear layers of a block, of which some are pruned, and of the `dense` one; the stream stays
-    /// where it is.
-    pub fn observe(&self, block: &Block, dense: &Block, observe: &mut PairObserver) {
+    /// Whether the stream of the dense model runs along.
+    pub fn beside_dense(&self) -> bool {
+        self.batches.iter().any(|batch| batch.dense.is_some())
+    }
+
+    /// Shows the inputs of the linear layers of a block, of which some may be pruned, and what they are in the `dense` one, if
+    /// that is given and its stream runs along; both stay where they are.
+    pub fn observe(&self, block: &Block, dense: Option<&Block>, observe: &mut PairObserver) {
         for batch in &self.batches {
             let positions = Positions::whole(&self.blocks, &batch.lengths);
             let mut beside = VecDeque::new();
-            if let Some(hidden) = &batch.dense {
+            if let (Some(hidden), Some(dense)) = (&batch.dense, dense) {
                 dense.forward(&mut hidden.clone(), &positions, None, &mut |_, x| beside.push_back(x.clone()));
             }
             block.forward(&mut batch.pruned.clone(), &positions, None, &mut |sharing, x| {
@@ -133,18 +138,15 @@ impl Stream {
         }
     }
 
-    /// Moves the stream to behind a pruned block, and that of the dense model behind the `dense` one.
-    pub fn advance(&mut self, block: &Block, dense: impl FnOnce() -> Result<Block>) -> Result<()> {
-        let beside_dense = self.batches.iter().any(|batch| batch.dense.is_some());
-        let dense = if beside_dense { Some(dense()?) } else { None };
+    /// Moves the stream to behind a block, and that of the dense model, if it runs along, to behind the `dense` one.
+    pub fn advance(&mut self, block: &Block, dense: Option<&Block>) {
         for batch in &mut self.batches {
             let positions = Positions::whole(&self.blocks, &batch.lengths);
             block.forward(&mut batch.pruned, &positions, None, &mut |_, _| {});
-            if let (Some(hidden), Some(dense)) = (&mut batch.dense, &dense) {
+            if let (Some(hidden), Some(dense)) = (&mut batch.dense, dense) {
                 dense.forward(hidden, &positions, None, &mut |_, _| {});
             }
         }
-        Ok(())
     }
 
     /// The stream itself, `[H, T]` a batch, and that of the dense model.

@@ -18,6 +18,7 @@ pub mod kernels;
 pub mod memory;
 pub mod modules;
 mod output;
+pub mod permute;
 pub mod prune;
 pub mod recipe;
 pub mod text;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use lacuna_core::Pattern;
 use lacuna_format::read_json;
-use lacuna_prune::{Criterion, Selection, Update};
+use lacuna_prune::{Criterion, Permute, Selection, Update};
 use serde::{Deserialize, Serialize};
 
 use crate::UsageError;
@@ -15,6 +15,9 @@ use crate::UsageError;
 pub struct Recipe {
     /// how weights are scored
     pub criterion: Criterion,
+    /// in which order rows and columns are when masks are chosen
+    #[serde(default)]
+    pub permute: Permute,
     /// how the columns of a mask are chosen
     pub selection: Selection,
     /// among how many columns at most groups choose; `None` for the pattern's own M. `2:4` stays what it is
@@ -48,13 +51,14 @@ pub enum Order {
 }
 
 /// The recipes that are built in.
-const BUILT_IN: [(&str, &str); 9] = [
+const BUILT_IN: [(&str, &str); 10] = [
     ("default", include_str!("../recipes/default.json")),
     ("low", include_str!("../recipes/low.json")),
     ("high", include_str!("../recipes/high.json")),
     ("magnitude", include_str!("../recipes/magnitude.json")),
     ("wanda", include_str!("../recipes/wanda.json")),
     ("ria", include_str!("../recipes/ria.json")),
+    ("paper", include_str!("../recipes/paper.json")),
     ("sparsegpt", include_str!("../recipes/sparsegpt.json")),
     ("alps", include_str!("../recipes/alps.json")),
     ("dsnot", include_str!("../recipes/dsnot.json")),
@@ -83,6 +87,11 @@ impl Recipe {
     pub fn checked(self) -> Result<Self, String> {
         if !(0.0..=1.0).contains(&self.aim) {
             return Err(format!("aim is {}: it is a share, 0 to 1", self.aim));
+        }
+        let chooses_itself = matches!(self.update, Update::SparseGpt | Update::Alps);
+        if self.permute == Permute::Paper && (self.window.is_some() || chooses_itself) {
+            let problem = "permute paper puts columns in order itself: leave window out, and update none, lsq or dsnot";
+            return Err(problem.to_owned());
         }
         if self.window == Some(0) {
             return Err("window is 0: it is a number of columns".to_owned());

@@ -18,9 +18,7 @@ const WEIGHTS: &str = "model/model.safetensors";
 
 /// Whatever is done with the checkpoint.
 fn all_refuse(tiny: &Tiny, words: &[&str]) {
-    for command in
-        [&format!("{PRUNE} --recipe magnitude"), "inspect model", EVAL_TEXT, "run model ba", "bench model"]
-    {
+    for command in [&format!("{PRUNE} --recipe magnitude"), "inspect model", EVAL_TEXT, "run model ba", "bench model"] {
         refuses(tiny, command, FAILED, words);
     }
 }

@@ -44,9 +44,14 @@ impl Criterion {
 
     /// Makes ready to score rows of `weight`. Fails if statistics are needed and missing or belong to another input.
     pub fn scorer<W: Weight>(&self, weight: &W, stats: Option<&Stats>) -> Result<Scorer, W::Error> {
+        self.scorer_by_norms(weight, stats.map(Stats::norms))
+    }
+
+    /// The same where only `‖X_j‖₂` of each feature is known, `[K]`.
+    pub fn scorer_by_norms<W: Weight>(&self, weight: &W, norms: Option<Vec<f32>>) -> Result<Scorer, W::Error> {
         let shape @ [_, cols] = weight.shape();
-        let norms = match stats {
-            Some(stats) => stats.norms(),
+        let norms = match norms {
+            Some(norms) => norms,
             None if self.needs_stats() => vec![],
             None => vec![1.0; cols],
         };

@@ -6,7 +6,7 @@
 //! for columns in turn; those that are left without one get it by the cheapest chain of moves.
 
 /// Lengths of rows are whole numbers of this many benefits, so that loops over them become vector instructions.
-pub(super) const VECTOR: usize = 16;
+pub(crate) const VECTOR: usize = 16;
 /// No row, no column.
 const NONE: u32 = u32::MAX;
 /// Bids for each row: what they leave is small, and what they would go on about are cents.
@@ -14,7 +14,7 @@ const BIDS: usize = 4;
 
 /// A solver with its buffers.
 #[derive(Default)]
-pub(super) struct Solver {
+pub(crate) struct Solver {
     /// of each column
     price: Vec<f32>,
     /// row that has it
@@ -33,7 +33,7 @@ impl Solver {
     /// Column of each row. Row `i` of the benefits is `benefit[i * stride..]`; `stride` is a whole number of vectors,
     /// and the benefits behind the last column are -∞. Of equal ones the first.
     #[inline(always)]
-    pub(super) fn solve(&mut self, benefit: &[f32], stride: usize, columns: &mut [u32]) {
+    pub(crate) fn solve(&mut self, benefit: &[f32], stride: usize, columns: &mut [u32]) {
         self.price.clear();
         self.price.resize(stride, 0.0);
         self.owner.clear();

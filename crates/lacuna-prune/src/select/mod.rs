@@ -9,7 +9,7 @@ mod exact;
 mod exchange;
 mod exhaustive;
 mod grouped;
-mod lsap;
+pub(crate) mod lsap;
 mod paper;
 mod rows;
 mod top;
@@ -17,7 +17,6 @@ mod transport;
 mod window;
 
 use lacuna_core::{GROUP_COLUMNS, Grid, Mask, Pair, Pattern, Result, Scores};
-
 use serde::{Deserialize, Serialize};
 
 pub use assignment::Assignment;
@@ -94,12 +93,12 @@ impl Selection {
 }
 
 /// The columns of a mask with the best two of each row.
-fn same_columns(scores: &Scores, mask: &Mask) -> Result<Mask> {
+pub(crate) fn same_columns(scores: &Scores, mask: &Mask) -> Result<Mask> {
     of_columns(scores, *mask.grid(), mask.all_columns().to_vec())
 }
 
 /// The mask of some columns, `[row_blocks, G]`, that keeps the best two of each row and group.
-fn of_columns(scores: &Scores, grid: Grid, columns: Vec<[u32; GROUP_COLUMNS]>) -> Result<Mask> {
+pub(crate) fn of_columns(scores: &Scores, grid: Grid, columns: Vec<[u32; GROUP_COLUMNS]>) -> Result<Mask> {
     let matrix = scores.matrix();
     let mut pairs = Vec::with_capacity(grid.rows() * grid.groups());
     for (block, groups) in columns.chunks_exact(grid.groups()).enumerate() {

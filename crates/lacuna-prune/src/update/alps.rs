@@ -8,7 +8,8 @@
 use lacuna_core::{Mask, Matrix, Result};
 use lacuna_kernels::dense::{View, matmul};
 
-use super::{Task, best_pairs, lsq, squares};
+use super::{Hessian, Task, lsq, squares};
+use crate::select::same_columns;
 
 /// The authors' `ρ` at first.
 const FIRST_RHO: f64 = 0.1;
@@ -24,8 +25,7 @@ const GROWTH: [(f64, f64); 3] = [(0.1, 1.3), (0.005, 1.2), (0.0, 1.1)];
 const SHRINK: f64 = 5.0;
 
 /// The updated scaled weight and its mask.
-pub(super) fn run(task: &Task) -> Result<(Matrix, Mask)> {
-    let hessian = task.hessian;
+pub(super) fn run(task: &Task, hessian: &Hessian) -> Result<(Matrix, Mask)> {
     let target = hessian.scale(task.weight);
     let (rows, cols) = (target.rows(), target.cols());
     let product = |a: &Matrix, b: &Matrix, out: &mut Matrix| {
@@ -34,7 +34,7 @@ pub(super) fn run(task: &Task) -> Result<(Matrix, Mask)> {
     let mut wanted = Matrix::zeros(rows, cols);
     product(&target, hessian.scaled(), &mut wanted);
 
-    let first = task.selection.select(&squares(&target)?, task.pattern)?;
+    let first = task.selection.improve(&squares(&target)?, &task.mask)?;
     let kept = first.grid().kept() as f64;
     let mut mask = first.clone();
     let mut seen = mask.to_bools();
@@ -55,7 +55,7 @@ pub(super) fn run(task: &Task) -> Result<(Matrix, Mask)> {
         }
         let looks = step % STEPS_PER_LOOK == 0;
         let scores = squares(&right)?;
-        mask = if looks { task.selection.improve(&scores, &mask)? } else { best_pairs(&scores, &mask)? };
+        mask = if looks { task.selection.improve(&scores, &mask)? } else { same_columns(&scores, &mask)? };
         sparse = mask.apply(&right)?;
         for (v, (b, d)) in dual.data_mut().iter_mut().zip(primal.data().iter().zip(sparse.data())) {
             *v += rho as f32 * (b - d);
@@ -85,7 +85,7 @@ pub(super) fn run(task: &Task) -> Result<(Matrix, Mask)> {
             inverse = hessian.inverse(rho);
         }
     }
-    let mask = best_pairs(&squares(&primal)?, &mask)?;
-    let refit = lsq::refit_from(hessian, &target, &mask, &primal, lsq::ITERATIONS)?;
+    let mask = same_columns(&squares(&primal)?, &mask)?;
+    let refit = lsq::refit_from(hessian, &target, &mask, &primal)?;
     Ok((refit, mask))
 }

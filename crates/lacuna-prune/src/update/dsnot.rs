@@ -9,6 +9,7 @@ use lacuna_core::{GROUP_COLUMNS, Mask, Pair, Result};
 use rayon::prelude::*;
 
 use super::Task;
+use crate::Stats;
 
 /// Exchanges in a row at most, and what of `ε`, summed over a sample, is small enough (the authors' defaults, for samples of
 /// as many tokens as theirs).
@@ -17,9 +18,9 @@ const THRESHOLD: f64 = 0.1;
 const SAMPLE_TOKENS: f64 = 2048.0;
 
 /// The moved mask.
-pub(super) fn run(task: &Task, mask: Mask) -> Result<Mask> {
-    let grid = *mask.grid();
-    let (means, variances) = (task.stats.means(), task.stats.variances());
+pub(super) fn run(task: &Task, stats: &Stats) -> Result<Mask> {
+    let (mask, grid) = (&task.mask, *task.mask.grid());
+    let (means, variances) = (stats.means(), stats.variances());
     let rows = (0..grid.rows()).into_par_iter().map(|row| {
         let block = row / grid.pattern().v();
         let columns: Vec<[u32; GROUP_COLUMNS]> = (0..grid.groups()).map(|g| mask.columns(block, g)).collect();

@@ -11,23 +11,13 @@ use rayon::prelude::*;
 use super::Hessian;
 
 /// Steps after which a mask that is final has been made the most of; twice as many change the fourth digit.
-pub(super) const ITERATIONS: usize = 25;
+const ITERATIONS: usize = 25;
 /// Rows whose squared residual has shrunk by this are done.
 const CONVERGED: f64 = 1e-10;
 
-/// The best weights under `mask` for the scaled weight `target`, from its own values on.
-pub(super) fn refit(hessian: &Hessian, target: &Matrix, mask: &Mask, iterations: usize) -> Result<Matrix> {
-    refit_from(hessian, target, mask, &mask.apply(target)?, iterations)
-}
-
-/// The same, from `start` on, whose entries outside of the mask do not matter.
-pub(super) fn refit_from(
-    hessian: &Hessian,
-    target: &Matrix,
-    mask: &Mask,
-    start: &Matrix,
-    iterations: usize,
-) -> Result<Matrix> {
+/// The best weights under `mask` for the scaled weight `target`, looked for from `start` on, whose entries outside of the mask do
+/// not matter.
+pub(super) fn refit_from(hessian: &Hessian, target: &Matrix, mask: &Mask, start: &Matrix) -> Result<Matrix> {
     let (grid, cols) = (*mask.grid(), target.cols());
     let mut wanted = Matrix::zeros(target.rows(), cols);
     matmul(wanted.data_mut(), [cols, 1], 0.0, 1.0, View::of(target), View::of(hessian.scaled()), true);
@@ -49,7 +39,7 @@ pub(super) fn refit_from(
         }
         let gathered_rows = |from: &Matrix| rows.iter().flat_map(|&row| gathered(from.row(row))).collect::<Vec<f32>>();
         let mut x: Vec<f32> = gathered_rows(start).iter().zip(&keep).map(|(x, keep)| x * keep).collect();
-        solve(&h, &gathered_rows(&wanted), &keep, &mut x, width, iterations);
+        solve(&h, &gathered_rows(&wanted), &keep, &mut x, width);
         for (out, x) in out.chunks_mut(cols).zip(x.chunks(width)) {
             columns.iter().zip(x).for_each(|(&c, &x)| out[c] = x);
         }
@@ -59,7 +49,7 @@ pub(super) fn refit_from(
 
 /// Conjugate gradients on every row: `x·h = wanted` where `keep` is 1, `x = 0` where it is 0. `h` is `[width, width]`, the
 /// others are `[rows, width]`.
-fn solve(h: &[f32], wanted: &[f32], keep: &[f32], x: &mut [f32], width: usize, iterations: usize) {
+fn solve(h: &[f32], wanted: &[f32], keep: &[f32], x: &mut [f32], width: usize) {
     let shape = [wanted.len() / width, width];
     let h = View::new(h, [width, width], [width, 1]);
     let times_h = |a: &[f32], out: &mut [f32]| {
@@ -75,7 +65,7 @@ fn solve(h: &[f32], wanted: &[f32], keep: &[f32], x: &mut [f32], width: usize, i
     let squares = |residual: &[f32]| residual.chunks(width).map(|r| dot(r, r)).collect::<Vec<f64>>();
     let first = squares(&residual);
     let mut now = first.clone();
-    for _ in 0..iterations {
+    for _ in 0..ITERATIONS {
         if now.iter().zip(&first).all(|(now, first)| *now <= first * CONVERGED) {
             break;
         }

@@ -9,7 +9,7 @@ mod hessian;
 mod lsq;
 mod sparsegpt;
 
-use lacuna_core::{Mask, Matrix, Pair, Pattern, Result, Scores};
+use lacuna_core::{Error, Mask, Matrix, Result, Scores};
 
 use serde::{Deserialize, Serialize};
 
@@ -33,16 +33,29 @@ pub enum Update {
     DsNoT,
 }
 
-/// What a layer has to offer to an update.
+/// What a layer has to offer to an update. Rows are in the order in which they will be packed.
 pub(crate) struct Task<'a> {
     /// `W`, `[R, K]`
     pub(crate) weight: &'a Matrix,
     /// of `W`, by the criterion
     pub(crate) scores: &'a Scores,
-    pub(crate) stats: &'a Stats,
-    pub(crate) hessian: &'a Hessian,
+    /// selected on the scores
+    pub(crate) mask: Mask,
+    pub(crate) stats: Option<&'a Stats>,
     pub(crate) selection: Selection,
-    pub(crate) pattern: Pattern,
+}
+
+impl<'a> Task<'a> {
+    /// Statistics of the input; an error where there are none of this weight's input.
+    fn stats(&self) -> Result<&'a Stats> {
+        let (want, got) = (self.weight.cols(), self.stats.map_or(0, |stats| stats.gram().rows()));
+        let missing = Error::Length { what: "input statistics", want, got };
+        self.stats.filter(|_| got == want).ok_or(missing)
+    }
+
+    fn hessian(&self) -> Result<&'a Hessian> {
+        self.stats()?.hessian()
+    }
 }
 
 impl Update {
@@ -63,30 +76,28 @@ impl Update {
     }
 
     /// The new weight, 0 where the mask removes it, and the mask.
-    pub(crate) fn run(self, task: &Task) -> Result<(Matrix, Mask)> {
-        let selected = || task.selection.select(task.scores, task.pattern);
+    pub(crate) fn run(self, task: Task) -> Result<(Matrix, Mask)> {
         match self {
-            Self::None => {
-                let mask = selected()?;
-                Ok((mask.apply(task.weight)?, mask))
-            }
+            Self::None => Ok((task.mask.apply(task.weight)?, task.mask)),
             Self::DsNoT => {
-                let mask = dsnot::run(task, selected()?)?;
+                let mask = dsnot::run(&task, task.stats()?)?;
                 Ok((mask.apply(task.weight)?, mask))
             }
             Self::Lsq => {
-                let mask = selected()?;
-                let target = task.hessian.scale(task.weight);
-                let refit = lsq::refit(task.hessian, &target, &mask, lsq::ITERATIONS)?;
-                Ok((task.hessian.unscale(refit), mask))
+                let hessian = task.hessian()?;
+                let target = hessian.scale(task.weight);
+                let refit = lsq::refit_from(hessian, &target, &task.mask, &target)?;
+                Ok((hessian.unscale(refit), task.mask))
             }
             Self::SparseGpt => {
-                let (weight, mask) = sparsegpt::run(task)?;
-                Ok((task.hessian.unscale(weight), mask))
+                let hessian = task.hessian()?;
+                let (weight, mask) = sparsegpt::run(&task, hessian)?;
+                Ok((hessian.unscale(weight), mask))
             }
             Self::Alps => {
-                let (weight, mask) = alps::run(task)?;
-                Ok((task.hessian.unscale(weight), mask))
+                let hessian = task.hessian()?;
+                let (weight, mask) = alps::run(&task, hessian)?;
+                Ok((hessian.unscale(weight), mask))
             }
         }
     }
@@ -96,19 +107,4 @@ impl Update {
 fn squares(weight: &Matrix) -> Result<Scores> {
     let data = weight.data().iter().map(|w| w * w).collect();
     Scores::new(Matrix::new(weight.rows(), weight.cols(), data)?)
-}
-
-/// The mask with the columns of `mask` that keeps the best two of four in every row.
-fn best_pairs(scores: &Scores, mask: &Mask) -> Result<Mask> {
-    let grid = *mask.grid();
-    let mut pairs = Vec::with_capacity(grid.rows() * grid.groups());
-    for row in 0..grid.rows() {
-        let (scores, block) = (scores.matrix().row(row), row / grid.pattern().v());
-        for group in 0..grid.groups() {
-            // Padding is worth less than anything real.
-            let four = mask.columns(block, group).map(|c| scores.get(c as usize).copied().unwrap_or(-1.0));
-            pairs.push(Pair::top_two(four));
-        }
-    }
-    Mask::new(grid, mask.all_columns().to_vec(), pairs)
 }

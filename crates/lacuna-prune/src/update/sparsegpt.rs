@@ -10,16 +10,16 @@ use lacuna_core::{Grid, Mask, Matrix, Result, Scores};
 use lacuna_kernels::dense::{View, matmul};
 use rayon::prelude::*;
 
-use super::Task;
+use super::{Hessian, Task};
 
 /// Columns after which the others hear of it: one product instead of many (the authors' lazy batch).
 const LAZY: usize = 128;
 
 /// The updated scaled weight and its mask.
-pub(super) fn run(task: &Task) -> Result<(Matrix, Mask)> {
-    let grid = task.pattern.grid(task.weight.rows(), task.weight.cols())?;
-    let mut weight = task.hessian.scale(task.weight);
-    let (cols, upper) = (weight.cols(), task.hessian.inverse_upper());
+pub(super) fn run(task: &Task, hessian: &Hessian) -> Result<(Matrix, Mask)> {
+    let grid = *task.mask.grid();
+    let mut weight = hessian.scale(task.weight);
+    let (cols, upper) = (weight.cols(), hessian.inverse_upper());
     let windows = windows(&grid);
     let swept = weight.data_mut().par_chunks_mut(grid.pattern().v() * cols).map(|rows| {
         let mut block = RowBlock { task, upper, rows, cols, masks: vec![] };
@@ -112,6 +112,6 @@ impl RowBlock<'_> {
             scores.extend(window.clone().map(|j| (row[j] / self.upper.row(j)[j]).powi(2)));
         }
         let scores = Matrix::new(self.rows.len() / self.cols, window.len(), scores)?;
-        self.task.selection.select(&Scores::new(scores)?, self.task.pattern)
+        self.task.selection.select(&Scores::new(scores)?, self.task.mask.grid().pattern())
     }
 }

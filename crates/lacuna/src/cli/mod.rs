@@ -9,6 +9,7 @@ mod export;
 mod inspect;
 mod kernel_bench;
 mod kernels;
+mod permute;
 mod prune;
 mod run;
 mod ui;
@@ -68,6 +69,7 @@ struct Global {
 enum Command {
     Inspect(inspect::Args),
     Prune(prune::Args),
+    Permute(permute::Args),
     Verify(verify::Args),
     Eval(eval::Args),
     Run(run::Args),
@@ -148,6 +150,7 @@ fn dispatch(command: Command, ui: &Ui) -> Result<ExitCode> {
     match command {
         Command::Inspect(args) => inspect::run(&args, ui)?,
         Command::Prune(args) => prune::run(&args, ui)?,
+        Command::Permute(args) => permute::run(&args, ui)?,
         Command::Verify(args) => return verify::run(&args, ui),
         Command::Eval(args) => eval::run(&args, ui)?,
         Command::Run(args) => run::run(&args, ui)?,

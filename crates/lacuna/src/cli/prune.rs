@@ -11,7 +11,7 @@ use lacuna::prune::{Forecast, Job, Options, Patterns, Report};
 use lacuna::recipe::{Order, Recipe};
 use lacuna_core::{Dtype, IntType, Pattern, ScaleGroup, ValueType};
 use lacuna_prune::score::{Ria, RiaParts};
-use lacuna_prune::{Criterion, Selection, Update};
+use lacuna_prune::{Criterion, Permute, Selection, Update};
 
 use super::ui::{Ui, bytes, table};
 
@@ -40,7 +40,7 @@ pub(super) struct Args {
     /// How much time to spend: which of the recipes low, default and high [default: default]
     #[arg(long, value_enum, conflicts_with = "recipe")]
     effort: Option<Effort>,
-    /// A built-in recipe (magnitude, wanda, ria, sparsegpt, alps, dsnot, low, default, high), or a file of one. The settings below
+    /// A built-in recipe (magnitude, wanda, ria, paper, sparsegpt, alps, dsnot, low, default, high), or a file of one. The settings below
     /// change it
     #[arg(long, value_name = "NAME|FILE")]
     recipe: Option<String>,
@@ -53,6 +53,9 @@ pub(super) struct Args {
     /// Power of the activation norm in RIA
     #[arg(long, value_name = "A", value_parser = exponent, help_heading = RECIPE)]
     ria_exponent: Option<f32>,
+    /// In which order the rows and columns of a layer are when its mask is chosen; it is stored with the layer
+    #[arg(long, value_enum, help_heading = RECIPE)]
+    permute: Option<PermuteName>,
     /// How the columns of a mask are chosen
     #[arg(long, value_enum, help_heading = RECIPE)]
     selection: Option<SelectionName>,
@@ -132,6 +135,16 @@ enum PartsName {
     Column,
     /// relative to the output channel
     Row,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PermuteName {
+    /// as they are
+    None,
+    /// rows that keep the same columns together
+    Rows,
+    /// rows and columns by the paper's alternating assignments
+    Paper,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -236,6 +249,12 @@ impl Args {
                 return Err(UsageError(problem).into());
             }
             _ => {}
+        }
+        match self.permute {
+            Some(PermuteName::None) => recipe.permute = Permute::None,
+            Some(PermuteName::Rows) => recipe.permute = Permute::Rows,
+            Some(PermuteName::Paper) => recipe.permute = Permute::Paper,
+            None => {}
         }
         match self.selection {
             Some(SelectionName::Paper) => recipe.selection = Selection::Paper,

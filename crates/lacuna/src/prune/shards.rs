@@ -79,7 +79,8 @@ impl Job {
                     written(writing.take())?;
                     let shard = Checkpoint::of_shard(&dir.join(&shard), Some(&sparsity))?;
                     let block = Block::load(&shard, self.config.blocks(), part, Execution::EXACT)?;
-                    stream.advance(&block, || self.dense_block(part))?;
+                    let dense = stream.beside_dense().then(|| self.dense_block(part)).transpose()?;
+                    stream.advance(&block, dense.as_ref());
                 }
             }
             written(writing)
@@ -124,7 +125,8 @@ impl Job {
         stream: &Stream,
         progress: &ProgressBar,
     ) -> Result<(NamedTensors, Vec<LayerReport>)> {
-        let (dense, mut block) = (self.dense_block(part)?, self.dense_block(part)?);
+        let dense = stream.beside_dense().then(|| self.dense_block(part)).transpose()?;
+        let mut block = self.dense_block(part)?;
         let stages: Vec<Vec<&Chosen>> = match self.options.recipe.order {
             Order::Block => vec![layers.to_vec()],
             Order::Layer => {
@@ -136,7 +138,7 @@ impl Job {
         let (mut tensors, mut reports) = (vec![], vec![]);
         for stage in stages.iter().filter(|stage| !stage.is_empty()) {
             let mut stats = self.statistics();
-            stream.observe(&block, &dense, &mut |sharing, x, beside| {
+            stream.observe(&block, dense.as_ref(), &mut |sharing, x, beside| {
                 if sharing.iter().any(|spec| stage.iter().any(|layer| layer.spec == **spec)) {
                     stats.observe(sharing, x, beside);
                 }
@@ -180,6 +182,7 @@ impl Job {
             let recipe = &self.options.recipe;
             let method = Method {
                 criterion: recipe.criterion,
+                permute: recipe.permute,
                 selection: recipe.selection,
                 update: recipe.update,
                 pattern: *pattern,
