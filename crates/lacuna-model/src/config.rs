@@ -162,6 +162,13 @@ impl<T> Qkv<T> {
         }
     }
 
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [T] {
+        match self {
+            Self::Apart(three) => three,
+            Self::Together(one) => std::slice::from_mut(one),
+        }
+    }
+
     pub(crate) fn as_ref(&self) -> Qkv<&T> {
         match self {
             Self::Apart(three) => Qkv::Apart(three.each_ref()),
@@ -210,6 +217,12 @@ pub(crate) struct BlockLinears<T> {
 }
 
 impl<T> BlockLinears<T> {
+    /// Each layer, in the order of a forward pass.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        let Self { qkv, o, gate, up, down } = self;
+        qkv.as_mut_slice().iter_mut().chain([o]).chain(gate).chain([up, down])
+    }
+
     /// Turns each layer into something else, in the order of a forward pass.
     pub(crate) fn try_map<U, E>(self, mut f: impl FnMut(T) -> Result<U, E>) -> Result<BlockLinears<U>, E> {
         Ok(BlockLinears {

@@ -73,6 +73,11 @@ impl Decoder {
         &self.config
     }
 
+    /// The blocks, so that layers can be replaced.
+    pub fn blocks_mut(&mut self) -> &mut [Block] {
+        &mut self.blocks
+    }
+
     /// Runs new tokens of some sequences, each after what its cache has seen. The result is `[H, T]` after the last
     /// norm, the tokens of the sequences side by side.
     ///

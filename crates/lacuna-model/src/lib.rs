@@ -25,7 +25,7 @@ mod text;
 mod vision;
 
 pub use attention::LayerCache;
-pub use batch::runs;
+pub use batch::{RUN_TOKENS, runs};
 pub use block::{Block, Observer, Positions};
 pub use config::{
     Activation, BlockConfig, BlockNames, Config, DecoderConfig, LinearSpec, NormKind, NormPlace, Qkv, TextConfig, View,

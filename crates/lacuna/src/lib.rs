@@ -18,6 +18,7 @@ pub mod kernels;
 pub mod memory;
 pub mod modules;
 mod output;
+pub mod plan;
 pub mod prune;
 pub mod text;
 pub mod verify;

@@ -9,6 +9,7 @@ mod export;
 mod inspect;
 mod kernel_bench;
 mod kernels;
+mod plan;
 mod prune;
 mod run;
 mod ui;
@@ -67,6 +68,7 @@ struct Global {
 #[derive(Subcommand)]
 enum Command {
     Inspect(inspect::Args),
+    Plan(plan::Args),
     Prune(prune::Args),
     Verify(verify::Args),
     Eval(eval::Args),
@@ -147,6 +149,7 @@ fn one_line(text: &str) -> String {
 fn dispatch(command: Command, ui: &Ui) -> Result<ExitCode> {
     match command {
         Command::Inspect(args) => inspect::run(&args, ui)?,
+        Command::Plan(args) => plan::run(&args, ui)?,
         Command::Prune(args) => prune::run(&args, ui)?,
         Command::Verify(args) => return verify::run(&args, ui),
         Command::Eval(args) => eval::run(&args, ui)?,
