@@ -38,6 +38,6 @@ pub use linear::{Execution, Linear, PackedAs};
 pub use pooling::{Pooling, PoolingKind};
 pub use rope::RopeConfig;
 pub use sampler::{Sampler, Sampling};
-pub use stem::Sample;
+pub use stem::{Ending, Sample};
 pub use text::TextEncoder;
 pub use vision::VisionEncoder;

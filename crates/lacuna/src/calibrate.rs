@@ -87,6 +87,7 @@ fn checked_length(length: usize, max: usize) -> Result<usize, UsageError> {
 }
 
 /// The residual stream of all samples, as it stands between two blocks.
+#[derive(Clone)]
 pub struct Stream {
     blocks: BlockConfig,
     /// `[H, T]` and the length of each sample in it
@@ -119,6 +120,11 @@ impl Stream {
     /// The stream itself, `[H, T]` a batch.
     pub fn hidden(&self) -> impl Iterator<Item = &Matrix> {
         self.batches.iter().map(|(hidden, _)| hidden)
+    }
+
+    /// The stream with the lengths of the samples in it.
+    pub fn batches(&self) -> impl Iterator<Item = (&Matrix, &[usize])> {
+        self.batches.iter().map(|(hidden, lengths)| (hidden, &lengths[..]))
     }
 
     /// Tokens of all samples.

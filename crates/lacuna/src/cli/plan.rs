@@ -1,12 +1,15 @@
 //! `lacuna plan`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::ValueEnum;
 use lacuna::UsageError;
+use lacuna::calibrate::Calibration;
 use lacuna::modules::Selector;
-use lacuna::plan::{By, Candidate, CaseTimes, Job, Options, Outcome, Phase, PlanFile, Target};
+use lacuna::plan::{
+    By, Candidate, CaseTimes, Explained, Explanation, Job, Options, Outcome, Phase, PlanFile, Predictor, Rule, Target,
+};
 use lacuna_core::Pattern;
 use serde_json::json;
 
@@ -22,12 +25,13 @@ Examples:
 
 A speed-up is that of the whole model over our own dense kernels, as `lacuna bench` measures it, in every phase and at every
 batch size asked for.")]
-#[command(group(clap::ArgGroup::new("target").required(true).args(["speedup", "density", "bytes"])))]
+#[command(group(clap::ArgGroup::new("target").required(true).args(["speedup", "density", "bytes", "explain"])))]
 pub(super) struct Args {
     /// Dense checkpoint directory
     model: PathBuf,
     /// File to write
-    output: PathBuf,
+    #[arg(required_unless_present = "explain")]
+    output: Option<PathBuf>,
     /// So many times as fast as the dense model
     #[arg(long, value_name = "S", value_parser = more_than_one)]
     speedup: Option<f64>,
@@ -50,7 +54,11 @@ pub(super) struct Args {
     /// Tokens of each prompt or text [default: 256, or as many as the model takes]
     #[arg(long, value_name = "N", value_parser = super::positive, conflicts_with_all = ["density", "bytes"])]
     prompt_tokens: Option<usize>,
-    /// Patterns to choose among [default: 2:4, and V of 16, 32, 64, 128 with M from 5 to 32]
+    /// Instead of a plan: how well figures of patterns, ln K among them, rank the quality of this model pruned to them
+    #[arg(long, requires = "calibration", conflicts_with_all = ["output", "by", "batch", "phase", "prompt_tokens", "force"])]
+    explain: bool,
+    /// Patterns to choose among [default: 2:4, and V of 16, 32, 64, 128 with M from 5 to 32; only V of 64 where each layer
+    /// has its own]
     #[arg(long, value_name = "PATTERN", value_delimiter = ',')]
     patterns: Vec<Pattern>,
     /// Only modules that match this glob, or regular expression after `re:`
@@ -59,6 +67,15 @@ pub(super) struct Args {
     /// No modules that match this glob, or regular expression after `re:`
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
+    /// Data to calibrate and measure on, as for `prune`; every fourth sample is held back to measure
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<PathBuf>,
+    /// Samples at most
+    #[arg(long, default_value_t = 32, value_name = "N", value_parser = super::positive)]
+    calibration_samples: usize,
+    /// Tokens of a sample [default: as `prune`, but at most 256]
+    #[arg(long, value_name = "N")]
+    calibration_length: Option<usize>,
     /// Replace the output if it exists
     #[arg(long)]
     force: bool,
@@ -68,6 +85,16 @@ pub(super) struct Args {
 enum ByName {
     /// one pattern, that with the most masks (the paper's mask diversity)
     Diversity,
+    /// one pattern, that which keeps most of the scores
+    Retained,
+    /// each layer's own, by what pruning it alone does to the model's answers
+    Sensitivity,
+    /// each layer's own: blocks with more outliers stay denser
+    Owl,
+    /// each layer's own: heavy-tailed spectra stay denser
+    Alpha,
+    /// each layer's own: blocks become sparser in equal steps
+    Atp,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -100,19 +127,34 @@ fn size(text: &str) -> Result<u64, String> {
 }
 
 impl Args {
-    fn options(&self, seed: u64) -> Result<Options> {
+    /// None: explain.
+    fn target(&self) -> Option<Target> {
         let speedup = self.speedup.map(Target::Speedup);
-        let target = speedup.or(self.density.map(Target::Density)).or(self.bytes.map(Target::Bytes));
+        speedup.or(self.density.map(Target::Density)).or(self.bytes.map(Target::Bytes))
+    }
+
+    fn options(&self, seed: u64) -> Result<Options> {
+        let calibration = self.calibration.clone().map(|data| Calibration {
+            data,
+            samples: self.calibration_samples,
+            length: self.calibration_length,
+            seed,
+        });
         Ok(Options {
-            target: target.expect("the command line asks for one"),
             by: match self.by {
                 ByName::Diversity => By::Diversity,
+                ByName::Retained => By::Retained,
+                ByName::Sensitivity => By::Sensitivity,
+                ByName::Owl => By::Rule(Rule::Owl),
+                ByName::Alpha => By::Rule(Rule::Alpha),
+                ByName::Atp => By::Rule(Rule::Atp),
             },
             phases: self.phase.iter().map(|&phase| phase.into()).collect(),
             batches: self.batch.clone(),
             prompt_tokens: self.prompt_tokens,
             patterns: self.patterns.clone(),
             layers: Selector::new(&self.include, &self.exclude)?,
+            calibration,
             seed,
         })
     }
@@ -129,28 +171,49 @@ impl From<PhaseName> for Phase {
 }
 
 pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
-    if args.output.exists() && !args.force {
-        let problem = format!("{} already exists; choose another output or pass --force", args.output.display());
+    let exists = args.output.as_ref().filter(|output| output.exists() && !args.force);
+    if let Some(output) = exists {
+        let problem = format!("{} already exists; choose another output or pass --force", output.display());
         return Err(UsageError(problem).into());
     }
     let job = Job::new(&args.model, args.options(ui.seed)?)?;
     let progress = ui.progress("plan", 0);
-    let outcome = job.run(&progress)?;
+    let (Some(target), Some(output)) = (args.target(), &args.output) else {
+        let explanation = job.explain(&progress)?;
+        progress.finish_and_clear();
+        ui.result(&explanation, || explanation_text(&explanation));
+        return Ok(());
+    };
+    let outcome = job.run(target, &progress)?;
     progress.finish_and_clear();
-    outcome.plan.write(&args.output)?;
-    let result = json!({ "output": args.output, "plan": outcome.plan, "candidates": outcome.candidates });
-    ui.result(&result, || text(&outcome, args, ui.verbose));
+    outcome.plan.write(output)?;
+    let result = json!({ "output": output, "plan": outcome.plan, "candidates": outcome.candidates });
+    ui.result(&result, || text(&outcome, output, ui.verbose));
     Ok(())
 }
 
-fn text(outcome: &Outcome, args: &Args, verbose: bool) -> String {
+fn explanation_text(explanation: &Explanation) -> String {
+    let row = |p: &Explained| {
+        let figures = [p.density, p.diversity, p.retained_score, p.layer_error, p.sensitivity, p.distance];
+        [p.pattern.clone()].into_iter().chain(figures.map(|f| format!("{f:.4}"))).collect()
+    };
+    let rows: Vec<Vec<String>> = explanation.patterns.iter().map(row).collect();
+    let heads = ["pattern", "density", "ln K", "score kept", "layer error", "sensitivity", "distance"];
+    let mut text = table(&heads, &rows);
+    let row = |p: &Predictor| vec![p.name.to_owned(), format!("{:.3}", p.spearman), format!("{:.3}", p.kendall)];
+    let rows: Vec<Vec<String>> = explanation.predictors.iter().map(row).collect();
+    text += "\n";
+    text + &table(&["rank correlation with quality", "Spearman", "Kendall"], &rows)
+}
+
+fn text(outcome: &Outcome, output: &Path, verbose: bool) -> String {
     let Outcome { plan, candidates } = outcome;
     let mut text = candidates_text(candidates, &plan.cases);
     if verbose {
         text += &format!("\n{}", layers_text(plan));
     }
     let pruned = plan.layers.iter().filter(|layer| layer.pattern.is_some()).count();
-    text += &format!("\nwrote {}\n", args.output.display());
+    text += &format!("\nwrote {}\n", output.display());
     text += &format!("{pruned} layers pruned, {} dense; density {:.4}\n", plan.layers.len() - pruned, plan.density);
     text += &format!("whole model  {} -> {}\n", bytes(plan.bytes_before), bytes(plan.bytes_after));
     for case in &plan.cases {

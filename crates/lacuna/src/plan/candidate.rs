@@ -64,11 +64,11 @@ impl Judge<'_> {
             layers,
             rejected: None,
         };
-        candidate.rejected = (layers == 0).then(|| self.reason(&candidate, pattern, choice));
+        candidate.rejected = (layers == 0).then(|| self.reason(&candidate, choice));
         candidate
     }
 
-    fn reason(&self, candidate: &Candidate, pattern: Pattern, choice: &Choice) -> String {
+    fn reason(&self, candidate: &Candidate, choice: &Choice) -> String {
         let short = match (self.target, self.times) {
             (Target::Speedup(target), Some(times)) => {
                 let cases = times.cases.iter().zip(&candidate.speedups);
@@ -87,8 +87,8 @@ impl Judge<'_> {
             let mut used: Vec<Pattern> = choice.iter().filter_map(|&o| self.space.pattern(o)).collect();
             used.dedup();
             match &used[..] {
-                [one] => format!("{} than {one}", self.worse),
-                _ => format!("{} than those chosen, where {pattern} would do", self.worse),
+                [one] => format!("{} {one}", self.worse),
+                _ => format!("{} those chosen", self.worse),
             }
         })
     }

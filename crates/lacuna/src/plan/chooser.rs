@@ -1,5 +1,6 @@
 //! The ways to choose: one pattern for all by a figure of merit, or each layer's own by what it loses.
 
+use super::budget::Budget;
 use super::choose::{Resource, solve};
 use super::space::{Choice, Space};
 
@@ -16,6 +17,8 @@ pub(super) enum Chooser {
         /// of each option of each layer
         losses: Vec<Vec<f64>>,
     },
+    /// the largest budget that suffices, shared out by a rule
+    Budget(Budget),
 }
 
 impl Chooser {
@@ -42,6 +45,9 @@ impl Chooser {
                 Some(solve(&losses, resources).unwrap_or_else(|| space.uniform(found)))
             }
             Self::Mixed { losses } => solve(losses, resources),
+            Self::Budget(budget) => {
+                budget.choices(space).find(|choice| resources.iter().all(|resource| resource.allows(choice)))
+            }
         }
     }
 
@@ -53,7 +59,7 @@ impl Chooser {
                 let least = choices.min_by(|a, b| resource.spent(a).total_cmp(&resource.spent(b)));
                 least.expect("dense is one of them")
             }
-            Self::Mixed { .. } => {
+            Self::Mixed { .. } | Self::Budget(_) => {
                 let least = |costs: &Vec<f64>| (0..costs.len()).min_by(|&a, &b| costs[a].total_cmp(&costs[b]));
                 resource.costs.iter().map(|costs| least(costs).unwrap_or(0)).collect()
             }

@@ -43,20 +43,20 @@ pub(super) struct Attempt {
 
 impl Times {
     /// Times every option of every layer.
-    fn measure(job: &Job, space: &Space, execution: Execution, progress: &ProgressBar) -> Result<Self> {
+    fn measure(job: &Job, space: &Space, cases: &[Case], execution: Execution, progress: &ProgressBar) -> Result<Self> {
         let mut shapes: Vec<[usize; 2]> = space.layers.iter().map(|layer| [layer.rows, layer.cols]).collect();
         shapes.sort_unstable();
         shapes.dedup();
         progress.set_length((shapes.len() * space.patterns.len() + ATTEMPTS) as u64);
         let settings = Settings {
-            cases: &job.cases,
+            cases,
             patterns: &space.patterns,
             values: job.values,
             activations: execution.activations,
             model_weights: space.weights() as usize,
             seed: job.options.seed,
         };
-        let mut layers = vec![vec![vec![]; space.layers.len()]; job.cases.len()];
+        let mut layers = vec![vec![vec![]; space.layers.len()]; cases.len()];
         for shape in shapes {
             progress.set_message(format!("{}x{}", shape[0], shape[1]));
             let times = settings.time(shape, progress)?;
@@ -67,8 +67,12 @@ impl Times {
                 }
             }
         }
-        let cases = job.cases.clone();
-        Ok(Self { dense: vec![f64::INFINITY; cases.len()], correction: vec![1.0; cases.len()], cases, layers })
+        Ok(Self {
+            dense: vec![f64::INFINITY; cases.len()],
+            correction: vec![1.0; cases.len()],
+            cases: cases.to_vec(),
+            layers,
+        })
     }
 
     /// Seconds that a choice saves in the layers of a case, by their own times.
@@ -125,16 +129,16 @@ pub(super) fn reach(
     job: &Job,
     space: &Space,
     chooser: &Chooser,
-    speedup: f64,
+    (speedup, cases): (f64, &[Case]),
     progress: &ProgressBar,
 ) -> Result<(Attempt, Times)> {
     let activations = native_activations(&job.checkpoint, &job.config);
     let execution = Execution { packed: PackedAs::Sparse, activations, dense_values: None };
-    let mut times = Times::measure(job, space, execution, progress)?;
+    let mut times = Times::measure(job, space, cases, execution, progress)?;
     progress.set_message("whole model");
     let dense = Whole::load(&job.checkpoint, &job.config, execution)?;
     let inputs: Vec<(Input, f64)> =
-        job.cases.iter().map(|case| case.timed()).map(|(case, share)| (dense.input(&case), share)).collect();
+        cases.iter().map(|case| case.timed()).map(|(case, share)| (dense.input(&case), share)).collect();
     for (time, (input, share)) in times.dense.iter_mut().zip(&inputs) {
         *time = compare(&dense, &dense, input).dense / share;
     }
