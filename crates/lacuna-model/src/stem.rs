@@ -85,7 +85,7 @@ pub struct Ending(Kind);
 enum Kind {
     Logits(Norm, Linear),
     Vectors(Pooling),
-    Classes(VisionConfig, Norm, Vec<Linear>),
+    Classes(Box<VisionConfig>, Norm, Vec<Linear>),
 }
 
 impl Ending {
@@ -100,7 +100,7 @@ impl Ending {
             Config::Vision(config) => {
                 let heads = config.heads().into_iter().map(|spec| Linear::load(checkpoint, spec, execution));
                 let norm = vision::final_norm(checkpoint, config)?;
-                Kind::Classes(config.clone(), norm, heads.collect::<Result<_>>()?)
+                Kind::Classes(Box::new(config.clone()), norm, heads.collect::<Result<_>>()?)
             }
         }))
     }

@@ -214,8 +214,12 @@ fn text(outcome: &Outcome, output: &Path, verbose: bool) -> String {
     }
     let pruned = plan.layers.iter().filter(|layer| layer.pattern.is_some()).count();
     text += &format!("\nwrote {}\n", output.display());
-    text += &format!("{pruned} layers pruned, {} dense; density {:.4}\n", plan.layers.len() - pruned, plan.density);
+    let dense = plan.layers.len() - pruned;
+    text += &format!("{} pruned, {dense} dense; density {:.4}\n", layers(pruned), plan.density);
     text += &format!("whole model  {} -> {}\n", bytes(plan.bytes_before), bytes(plan.bytes_after));
+    if let Some(distance) = plan.distance {
+        text += &format!("distance of answers from the dense model's, on samples held back: {distance:.4}\n");
+    }
     for case in &plan.cases {
         let CaseTimes { predicted_linear_speedup, predicted_speedup, measured_speedup, .. } = case;
         let linear = format!("linear layers {predicted_linear_speedup:.2}");
@@ -227,14 +231,22 @@ fn text(outcome: &Outcome, output: &Path, verbose: bool) -> String {
     text
 }
 
+fn layers(n: usize) -> String {
+    if n == 1 { "1 layer".to_owned() } else { format!("{n} layers") }
+}
+
 fn candidates_text(candidates: &[Candidate], cases: &[CaseTimes]) -> String {
     let mut heads = vec!["pattern".to_owned(), "density".to_owned(), "ln K".to_owned()];
     heads.extend(cases.iter().map(|case| case.case.to_string()));
+    let scored = candidates.iter().any(|c| c.retained_score.is_some());
+    heads.extend(scored.then(|| "score kept".to_owned()));
     heads.push("verdict".to_owned());
     let row = |c: &Candidate| {
-        let verdict = c.rejected.clone().unwrap_or_else(|| format!("chosen for {} layers", c.layers));
+        let verdict = c.rejected.clone().unwrap_or_else(|| format!("chosen for {}", layers(c.layers)));
         let figures = [c.pattern.clone(), format!("{:.4}", c.density), format!("{:.4}", c.diversity)];
-        figures.into_iter().chain(c.speedups.iter().map(|s| format!("{s:.2}"))).chain([verdict]).collect()
+        let speedups = c.speedups.iter().map(|s| format!("{s:.2}"));
+        let score = c.retained_score.map(|s| format!("{s:.4}"));
+        figures.into_iter().chain(speedups).chain(score).chain([verdict]).collect()
     };
     let rows: Vec<Vec<String>> = candidates.iter().map(row).collect();
     table(&heads.iter().map(String::as_str).collect::<Vec<_>>(), &rows)

@@ -36,7 +36,8 @@ impl Resource {
 pub(super) fn solve(losses: &[Vec<f64>], resources: &[Resource]) -> Option<Vec<usize>> {
     let mut active: Vec<usize> = vec![];
     loop {
-        let problem = Problem::new(losses, active.iter().map(|&r| &resources[r]));
+        let chosen: Vec<&Resource> = active.iter().map(|&r| &resources[r]).collect();
+        let problem = Problem::new(losses, &chosen);
         let choice = problem.solve()?;
         // By how much it is overdrawn.
         let overdrawn = |r: &usize| resources[*r].spent(&choice) / resources[*r].limit;
@@ -66,17 +67,17 @@ struct State {
 }
 
 impl<'a> Problem<'a> {
-    fn new<'b>(losses: &'a [Vec<f64>], resources: impl Iterator<Item = &'b Resource> + Clone) -> Self {
+    fn new(losses: &'a [Vec<f64>], resources: &[&Resource]) -> Self {
         let steps = |layer: usize, option: usize| {
-            let step = |resource: &Resource| {
+            let step = |resource: &&Resource| {
                 let share = resource.costs[layer][option] / resource.limit;
                 (share <= 1.0).then(|| (share * STEPS).ceil() as u32)
             };
-            resources.clone().map(step).collect::<Option<Vec<u32>>>().filter(|_| losses[layer][option].is_finite())
+            resources.iter().map(step).collect::<Option<Vec<u32>>>().filter(|_| losses[layer][option].is_finite())
         };
         let layer =
             |(layer, losses): (usize, &Vec<f64>)| (0..losses.len()).map(|option| steps(layer, option)).collect();
-        Self { losses, steps: losses.iter().enumerate().map(layer).collect(), resources: resources.clone().count() }
+        Self { losses, steps: losses.iter().enumerate().map(layer).collect(), resources: resources.len() }
     }
 
     /// Options of a layer that can be had: number, loss, steps.
@@ -162,9 +163,9 @@ impl<'a> Problem<'a> {
                     prices[r] = if low > 0.0 { f64::sqrt(low * high) } else { high * 1e-3 };
                     let enough = look(&prices)[r] <= STEPS as u64;
                     if enough {
-                        high = prices[r]
+                        high = prices[r];
                     } else {
-                        low = prices[r]
+                        low = prices[r];
                     }
                     if high < 1e-18 * dearest {
                         break;
@@ -260,13 +261,13 @@ mod tests {
             };
             let losses = table(10_f64.powi(case % 9 - 4));
             let mut resources: Vec<Resource> =
-                (0..case % 4).map(|_| Resource { costs: table(1.0), limit: 0.4 * layers as f64 }).collect();
+                (0..case % 4).map(|_| Resource { costs: table(1.0), limit: 0.4 * f64::from(layers) }).collect();
             // Costs of two batch sizes go together.
             if let [first, second, ..] = &mut resources[..] {
                 for (a, b) in first.costs.iter().flatten().zip(second.costs.iter_mut().flatten()) {
                     *b = 3.0 * a + 0.2 * *b;
                 }
-                second.limit = 1.2 * layers as f64;
+                second.limit = 1.2 * f64::from(layers);
             }
             let want = brute_force(&losses, &resources);
             let found = solve(&losses, &resources);

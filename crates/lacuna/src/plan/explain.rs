@@ -48,6 +48,9 @@ pub struct Explanation {
     pub predictors: Vec<Predictor>,
 }
 
+/// A figure by name, more of which should be better.
+type Figure = (&'static str, fn(&Explained) -> f64);
+
 /// What is compared unless told otherwise.
 pub(super) fn patterns() -> Vec<Pattern> {
     let of = |m: usize| [16, 128].into_iter().filter_map(move |v| Pattern::new(v, m).ok());
@@ -72,12 +75,12 @@ pub(super) fn explain(space: &Space, laboratory: &Laboratory, progress: &Progres
             retained_score: retained[p],
             layer_error: total(&errors, &uniform),
             sensitivity: total(&losses, &uniform),
-            distance: laboratory.distance(&space.layers, pattern, &dense)?,
+            distance: laboratory.distance(space, &uniform, &dense)?,
         });
         progress.inc(1);
     }
     let quality: Vec<f64> = patterns.iter().map(|p| -p.distance).collect();
-    let predictors: [(&'static str, fn(&Explained) -> f64); 5] = [
+    let predictors: [Figure; 5] = [
         ("mask diversity", |p| p.diversity),
         ("retained score", |p| p.retained_score),
         ("density", |p| p.density),

@@ -45,6 +45,7 @@ pub use self::case::{Case, Phase};
 pub use self::explain::{Explained, Explanation, Predictor};
 pub use self::file::{CaseTimes, PlanFile, PlannedLayer, Target};
 pub use self::predict::diversity;
+pub use self::reach::{Reached, reached};
 
 /// How patterns are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,15 +207,17 @@ impl Job {
                 let cases = times.report(&attempt);
                 (attempt.choice, Some(times), cases)
             }
-            Target::Density(_) | Target::Bytes(_) => {
-                (self.fitting(target, &space, &chooser, other_bytes)?, None, vec![])
-            }
+            Target::Density(_) | Target::Bytes(_) => (fitting(target, &space, &chooser, other_bytes)?, None, vec![]),
         };
         let mut plan = self.plan(target, &space, &choice, times.as_ref());
         plan.cases = cases;
         plan.density = space.density(&choice);
         plan.bytes_before = self.checkpoint.weight_bytes();
         plan.bytes_after = other_bytes + total(&space.bytes, &choice) as u64;
+        if !self.samples.is_empty() {
+            let laboratory = self.laboratory()?;
+            plan.distance = Some(laboratory.distance(&space, &choice, &laboratory.dense()?)?);
+        }
         if let Known { sensitivities: Some(sensitivities), .. } = &known {
             for ((layer, own), &option) in plan.layers.iter_mut().zip(sensitivities).zip(&choice) {
                 layer.sensitivity = Some(own[option]);
@@ -233,10 +236,9 @@ impl Job {
 
     /// How to choose, and what had to be found out for it.
     fn chooser(&self, space: &Space, progress: &ProgressBar) -> Result<(Chooser, Known)> {
-        let laboratory = || Laboratory::new(&self.checkpoint, &self.config, self.values, &self.samples);
         let effects = |answers| {
             progress.set_length(Laboratory::steps(space));
-            laboratory()?.effects(space, answers, progress)
+            self.laboratory()?.effects(space, answers, progress)
         };
         Ok(match self.options.by {
             By::Diversity => {
@@ -254,7 +256,7 @@ impl Job {
                 (Chooser::Mixed { losses }, known)
             }
             By::Rule(rule) => {
-                let laboratory = rule.needs_samples().then(laboratory).transpose()?;
+                let laboratory = rule.needs_samples().then(|| self.laboratory()).transpose()?;
                 let budget = rule.budget(&self.checkpoint, &self.config, space, laboratory.as_ref(), progress)?;
                 (Chooser::Budget(budget), Known::default())
             }
@@ -266,28 +268,11 @@ impl Job {
         let patterns =
             if self.options.patterns.is_empty() { explain::patterns() } else { self.options.patterns.clone() };
         let space = Space::new(&self.checkpoint, self.layers.clone(), patterns, self.values)?;
-        let laboratory = Laboratory::new(&self.checkpoint, &self.config, self.values, &self.samples)?;
-        explain::explain(&space, &laboratory, progress)
+        explain::explain(&space, &self.laboratory()?, progress)
     }
 
-    /// The choice for a target of size.
-    fn fitting(&self, target: Target, space: &Space, chooser: &Chooser, other_bytes: u64) -> Result<Choice> {
-        let (resource, flag) = match target {
-            Target::Density(density) => (space.within_density(density), format!("--density {density}")),
-            Target::Bytes(bytes) => (space.within_bytes(bytes as f64 - other_bytes as f64), format!("--bytes {bytes}")),
-            Target::Speedup(_) => unreachable!("a speed-up is reached by measuring"),
-        };
-        if let Some(choice) = chooser.choose(space, std::slice::from_ref(&resource)) {
-            return Ok(choice);
-        }
-        let least = chooser.least(space, &resource);
-        let reachable = match target {
-            Target::Density(_) => format!("{:.4}", space.density(&least)),
-            _ => format!("{} bytes", other_bytes + total(&space.bytes, &least) as u64),
-        };
-        let problem =
-            format!("{flag} is out of reach: the least is {reachable}; ask for more, or offer sparser --patterns");
-        Err(UsageError(problem).into())
+    fn laboratory(&self) -> Result<Laboratory<'_>> {
+        Laboratory::new(&self.checkpoint, &self.config, self.values, &self.samples)
     }
 
     fn plan(&self, target: Target, space: &Space, choice: &Choice, times: Option<&Times>) -> PlanFile {
@@ -313,4 +298,24 @@ impl Job {
         };
         PlanFile::new(heading, layers)
     }
+}
+
+/// The choice for a target of size.
+fn fitting(target: Target, space: &Space, chooser: &Chooser, other_bytes: u64) -> Result<Choice> {
+    let (resource, flag) = match target {
+        Target::Density(density) => (space.within_density(density), format!("--density {density}")),
+        Target::Bytes(bytes) => (space.within_bytes(bytes as f64 - other_bytes as f64), format!("--bytes {bytes}")),
+        Target::Speedup(_) => unreachable!("a speed-up is reached by measuring"),
+    };
+    if let Some(choice) = chooser.choose(space, std::slice::from_ref(&resource)) {
+        return Ok(choice);
+    }
+    let least = chooser.least(space, &resource);
+    let reachable = match target {
+        Target::Density(_) => format!("{:.4}", space.density(&least)),
+        _ => format!("{} bytes", other_bytes + total(&space.bytes, &least) as u64),
+    };
+    let problem =
+        format!("{flag} is out of reach: the least is {reachable}; ask for more, or offer sparser --patterns");
+    Err(UsageError(problem).into())
 }

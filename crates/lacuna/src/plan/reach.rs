@@ -1,14 +1,18 @@
 //! From a target speed-up to a choice that reaches it: predict, choose, measure the whole model, correct, choose again.
 
+use std::path::Path;
+
 use anyhow::{Result, anyhow};
 use indicatif::ProgressBar;
-use lacuna_model::{Execution, PackedAs};
+use lacuna_format::Checkpoint;
+use lacuna_model::{Execution, PackedAs, family};
+use serde::Serialize;
 
 use super::Job;
 use super::case::Case;
 use super::choose::Resource;
 use super::chooser::Chooser;
-use super::file::CaseTimes;
+use super::file::{CaseTimes, PlanFile, Target};
 use super::latency::Settings;
 use super::space::{Choice, Space, total};
 use super::whole::{Comparison, Input, Whole, compare};
@@ -138,7 +142,7 @@ pub(super) fn reach(
     progress.set_message("whole model");
     let dense = Whole::load(&job.checkpoint, &job.config, execution)?;
     let inputs: Vec<(Input, f64)> =
-        cases.iter().map(|case| case.timed()).map(|(case, share)| (dense.input(&case), share)).collect();
+        cases.iter().map(Case::timed).map(|(case, share)| (dense.input(&case), share)).collect();
     for (time, (input, share)) in times.dense.iter_mut().zip(&inputs) {
         *time = compare(&dense, &dense, input).dense / share;
     }
@@ -165,6 +169,33 @@ pub(super) fn reach(
         Some(i) => Ok((attempts.swap_remove(i), times)),
         None => Err(out_of_reach(speedup, &attempts.pop().expect("one was made"), &times.cases)),
     }
+}
+
+/// What a pruned model reached.
+#[derive(Debug, Clone, Serialize)]
+pub struct Reached {
+    /// the case
+    #[serde(flatten)]
+    pub case: Case,
+    /// what the plan was made for
+    pub target: f64,
+    /// the pruned model beside the same layers by dense kernels
+    pub speedup: f64,
+}
+
+/// Times a checkpoint that was pruned by a plan, in the plan's cases; none if the plan is for no speed-up.
+pub fn reached(plan: &PlanFile, pruned: &Path) -> Result<Vec<Reached>> {
+    let Target::Speedup(target) = plan.target else { return Ok(vec![]) };
+    let checkpoint = Checkpoint::open(pruned)?;
+    let config = family::config(&checkpoint)?;
+    let activations = native_activations(&checkpoint, &config);
+    let load = |packed| Whole::load(&checkpoint, &config, Execution { packed, activations, dense_values: None });
+    let (dense, sparse) = (load(PackedAs::Dense)?, load(PackedAs::Sparse)?);
+    let time = |CaseTimes { case, .. }: &CaseTimes| {
+        let input = dense.input(&case.timed().0);
+        Reached { case: *case, target, speedup: compare(&dense, &sparse, &input).speedup }
+    };
+    Ok(plan.cases.iter().map(time).collect())
 }
 
 /// Builds a model by a choice and times it beside the dense one.

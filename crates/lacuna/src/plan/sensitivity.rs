@@ -109,7 +109,9 @@ impl<'a> Laboratory<'a> {
                         Some(probe) => {
                             blocks[b].replace(self.checkpoint, &layer.name, &pruned.packed, Execution::EXACT)?;
                             let mut stream = held_back.clone();
-                            blocks[b..].iter().for_each(|block| stream.advance(block));
+                            for block in &blocks[b..] {
+                                stream.advance(block);
+                            }
                             Some(finite(probe.distance(&stream), layer)?)
                         }
                     };
@@ -151,22 +153,24 @@ impl<'a> Laboratory<'a> {
         Ok(figures)
     }
 
-    /// Prunes layers one after the other as `prune` does, each block behind pruned ones: distance of the model's answers from
-    /// the dense ones.
-    pub(super) fn distance(&self, layers: &[LinearSpec], pattern: Pattern, probe: &Probe) -> Result<f64> {
+    /// Prunes layers as a choice says, one block after the other behind pruned ones as `prune` does it: distance of the model's
+    /// answers from the dense ones.
+    pub(super) fn distance(&self, space: &Space, choice: &[usize], dense: &Probe) -> Result<f64> {
         let (mut calibration, mut held_back) = (self.calibration.clone(), self.held_back.clone());
         for b in 0..self.config.blocks().layers {
             let mut block = self.block(b)?;
-            let own = self.layers_of(b, layers);
+            let own = self.layers_of(b, &space.layers);
             let stats = observe(&block, &calibration, &own);
-            for layer in own.into_iter().filter(|layer| pattern.grid(layer.rows, layer.cols).is_ok()) {
-                let pruned = self.prune(layer, pattern, &stats)?;
-                block.replace(self.checkpoint, &layer.name, &pruned.packed, Execution::EXACT)?;
+            for (layer, &option) in space.layers.iter().zip(choice).filter(|(layer, _)| own.contains(layer)) {
+                if let Some(pattern) = space.pattern(option) {
+                    let pruned = self.prune(layer, pattern, &stats)?;
+                    block.replace(self.checkpoint, &layer.name, &pruned.packed, Execution::EXACT)?;
+                }
             }
             calibration.advance(&block);
             held_back.advance(&block);
         }
-        Ok(probe.distance(&held_back))
+        Ok(dense.distance(&held_back))
     }
 
     /// The dense model's answers.
@@ -177,7 +181,9 @@ impl<'a> Laboratory<'a> {
 
     fn probe(&self, blocks: &[Block]) -> Result<Probe> {
         let mut stream = self.held_back.clone();
-        blocks.iter().for_each(|block| stream.advance(block));
+        for block in blocks {
+            stream.advance(block);
+        }
         Probe::new(self.checkpoint, self.config, &stream)
     }
 

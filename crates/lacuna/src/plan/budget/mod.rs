@@ -25,7 +25,7 @@ pub enum Rule {
     Owl,
     /// layers whose spectrum has a heavier tail stay denser (Lu et al., AlphaPruning, arXiv 2410.10912)
     Alpha,
-    /// sparsity grows from block to block in equal steps (Huang et al., ATP, arXiv 2502.xxxxx)
+    /// sparsity grows from block to block in equal steps (Huang et al., ATP, arXiv 2502.14770)
     Atp,
 }
 
