@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::predict::{diversity, kendall, spearman};
 use super::sensitivity::{Effect, Laboratory, retained_scores, sensitivities};
 use super::space::{Space, total};
+use super::stage;
 
 /// A pattern with what is said to predict the quality of a model pruned to it, and that quality.
 #[derive(Debug, Clone, Serialize)]
@@ -58,7 +59,7 @@ pub(super) fn patterns() -> Vec<Pattern> {
 }
 
 pub(super) fn explain(space: &Space, laboratory: &Laboratory, progress: &ProgressBar) -> Result<Explanation> {
-    progress.set_length(Laboratory::steps(space) + space.patterns.len() as u64);
+    stage(progress, Laboratory::steps(space) + space.patterns.len() as u64);
     let effects = laboratory.effects(space, true, progress)?;
     let (retained, losses) = (retained_scores(space, &effects), sensitivities(&effects));
     let squared = |effect: &Option<Effect>| effect.map_or(0.0, |effect| effect.error.powi(2));

@@ -136,6 +136,12 @@ impl By {
 /// Tokens of a decoder's sample unless told otherwise: many samples are gone through many times.
 const SAMPLE_TOKENS: usize = 256;
 
+/// A progress bar begins anew, with so many steps.
+fn stage(progress: &ProgressBar, steps: u64) {
+    progress.reset();
+    progress.set_length(steps);
+}
+
 /// What was measured to choose by.
 #[derive(Default)]
 struct Known {
@@ -237,7 +243,7 @@ impl Job {
     /// How to choose, and what had to be found out for it.
     fn chooser(&self, space: &Space, progress: &ProgressBar) -> Result<(Chooser, Known)> {
         let effects = |answers| {
-            progress.set_length(Laboratory::steps(space));
+            stage(progress, Laboratory::steps(space));
             self.laboratory()?.effects(space, answers, progress)
         };
         Ok(match self.options.by {

@@ -15,6 +15,7 @@ use super::chooser::Chooser;
 use super::file::{CaseTimes, PlanFile, Target};
 use super::latency::Settings;
 use super::space::{Choice, Space, total};
+use super::stage;
 use super::whole::{Comparison, Input, Whole, compare};
 use crate::UsageError;
 use crate::bench::native_activations;
@@ -51,7 +52,7 @@ impl Times {
         let mut shapes: Vec<[usize; 2]> = space.layers.iter().map(|layer| [layer.rows, layer.cols]).collect();
         shapes.sort_unstable();
         shapes.dedup();
-        progress.set_length((shapes.len() * space.patterns.len() + ATTEMPTS) as u64);
+        stage(progress, (shapes.len() * space.patterns.len() + ATTEMPTS) as u64);
         let settings = Settings {
             cases,
             patterns: &space.patterns,

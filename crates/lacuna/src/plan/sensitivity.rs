@@ -17,6 +17,7 @@ use lacuna_prune::{Criterion, Method, Pruned, Selection, Stats};
 
 use super::probe::Probe;
 use super::space::Space;
+use super::stage;
 use crate::calibrate::Stream;
 
 /// One sample in so many is held back.
@@ -135,7 +136,7 @@ impl<'a> Laboratory<'a> {
         of: impl Fn(&Matrix) -> f64,
         progress: &ProgressBar,
     ) -> Result<Vec<f64>> {
-        progress.set_length(space.layers.len() as u64);
+        stage(progress, space.layers.len() as u64);
         let mut calibration = self.calibration.clone();
         let mut figures = vec![0.0; space.layers.len()];
         for b in 0..self.config.blocks().layers {

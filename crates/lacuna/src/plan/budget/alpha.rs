@@ -9,6 +9,7 @@ use lacuna_kernels::dense::{View, matmul};
 use lacuna_model::LinearSpec;
 use rayon::prelude::*;
 
+use super::super::stage;
 use super::spectrum::eigenvalues;
 use super::{centred, spread};
 
@@ -22,7 +23,7 @@ pub(super) fn sparsities(
     weights: &[f64],
     progress: &ProgressBar,
 ) -> Result<Vec<f64>> {
-    progress.set_length(layers.len() as u64);
+    stage(progress, layers.len() as u64);
     let exponent = |layer: &LinearSpec| {
         let weight = checkpoint.matrix(&layer.weight(), layer.rows, layer.cols)?;
         progress.inc(1);
