@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// Tokens of a run of an encoder: enough to share the reading of weights, so few that activations stay in the cache.
-pub(crate) const RUN_TOKENS: usize = 256;
+pub const RUN_TOKENS: usize = 256;
 
 /// Cuts a batch into runs of sequences with at most `limit` tokens together, or a single longer one.
 pub fn runs(lengths: &[usize], limit: usize) -> Vec<Range<usize>> {

@@ -1,8 +1,7 @@
 //! One transformer block, of any family, so that pruning can hold one block at a time.
 
 use lacuna_core::{Matrix, Packed};
-use lacuna_format::{Checkpoint, Result};
-use lacuna_kernels::Activations;
+use lacuna_format::{Checkpoint, Error, Result};
 use lacuna_kernels::attention::{Kernel, kernels};
 
 use crate::attention::{LayerCache, attend};
@@ -70,15 +69,19 @@ impl Block {
         })
     }
 
-    /// Takes a packed weight for one of the linear layers, beside the bias of the checkpoint. Refuses one of another shape.
-    ///
-    /// # Panics
-    /// If the block has no layer of that name.
-    pub fn replace(&mut self, checkpoint: &Checkpoint, name: &str, packed: &Packed) -> Result<()> {
-        let linear = self.linears.iter_mut().find(|linear| linear.spec().name == name);
-        let linear = linear.expect("a layer of this block");
-        *linear = Linear::sparse(checkpoint, linear.spec().clone(), packed, Activations::F32)?;
-        Ok(())
+    /// Gives the linear layer of that name other weights, packed ones, with the bias it has in the checkpoint. Refuses another
+    /// shape, and a layer of another block.
+    pub fn replace(
+        &mut self,
+        checkpoint: &Checkpoint,
+        name: &str,
+        packed: &Packed,
+        execution: Execution,
+    ) -> Result<()> {
+        match self.linears.iter_mut().find(|linear| linear.spec().name == name) {
+            Some(linear) => linear.replace(checkpoint, packed, execution),
+            None => Err(Error::tensor(name, "is no linear layer of this block")),
+        }
     }
 
     /// Runs the tokens `hidden[H, T]` of a batch through the block, in place. With `caches`, one a sequence, tokens also

@@ -217,6 +217,7 @@ pub(crate) struct BlockLinears<T> {
 }
 
 impl<T> BlockLinears<T> {
+    /// Each layer, in the order of a forward pass.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         let Self { qkv, o, gate, up, down } = self;
         qkv.as_mut_slice().iter_mut().chain([o]).chain(gate).chain([up, down])

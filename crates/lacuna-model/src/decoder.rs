@@ -53,14 +53,7 @@ impl Decoder {
     pub fn load(checkpoint: &Checkpoint, config: &DecoderConfig, execution: Execution) -> Result<Self> {
         let (vocab, hidden) = (config.vocab_size, config.blocks.hidden_size);
         let embedding = checkpoint.values(embedding_name(checkpoint, config)?, &[vocab, hidden])?;
-        let spec = config.head();
-        let head = if has_own_head(checkpoint, config) {
-            Linear::load(checkpoint, spec, execution)?
-        } else if config.tied {
-            Linear::dense(checkpoint, spec, embedding.clone(), execution)?
-        } else {
-            return Err(Error::tensor(HEAD, "missing, and config.json does not tie it to the embedding"));
-        };
+        let head = load_head(checkpoint, config, &embedding, execution)?;
         let blocks = (0..config.blocks.layers)
             .map(|layer| Block::load(checkpoint, &config.blocks, layer, execution))
             .collect::<Result<_>>()?;
@@ -71,6 +64,11 @@ impl Decoder {
     /// Sizes and switches.
     pub fn config(&self) -> &DecoderConfig {
         &self.config
+    }
+
+    /// The blocks, so that layers can be replaced.
+    pub fn blocks_mut(&mut self) -> &mut [Block] {
+        &mut self.blocks
     }
 
     /// Runs new tokens of some sequences, each after what its cache has seen. The result is `[H, T]` after the last
@@ -114,6 +112,31 @@ impl Decoder {
 pub(crate) fn has_own_head(checkpoint: &Checkpoint, config: &DecoderConfig) -> bool {
     let packed = checkpoint.sparsity().is_some_and(|s| s.layers.contains_key(&config.head().name));
     packed || checkpoint.has(HEAD) && checkpoint.has(EMBEDDING)
+}
+
+/// The head, which may be the embedding.
+fn load_head(
+    checkpoint: &Checkpoint,
+    config: &DecoderConfig,
+    embedding: &Values,
+    execution: Execution,
+) -> Result<Linear> {
+    let spec = config.head();
+    if has_own_head(checkpoint, config) {
+        Linear::load(checkpoint, spec, execution)
+    } else if config.tied {
+        Linear::dense(checkpoint, spec, embedding.clone(), execution)
+    } else {
+        Err(Error::tensor(HEAD, "missing, and config.json does not tie it to the embedding"))
+    }
+}
+
+/// The last norm and the head.
+pub(crate) fn ending(checkpoint: &Checkpoint, config: &DecoderConfig, execution: Execution) -> Result<(Norm, Linear)> {
+    let name = embedding_name(checkpoint, config)?;
+    let embedding = checkpoint.values(name, &[config.vocab_size, config.blocks.hidden_size])?;
+    let head = load_head(checkpoint, config, &embedding, execution)?;
+    Ok((Norm::load(checkpoint, &config.blocks, FINAL_NORM)?, head))
 }
 
 /// The last norm: what the head sees of the residual stream `hidden[H, T]`.

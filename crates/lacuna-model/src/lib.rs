@@ -26,7 +26,7 @@ mod text;
 mod vision;
 
 pub use attention::LayerCache;
-pub use batch::runs;
+pub use batch::{RUN_TOKENS, runs};
 pub use block::{Block, Observer, Positions};
 pub use channels::{Axis, BlockOrders, ChannelOrders};
 pub use config::{
@@ -40,6 +40,6 @@ pub use linear::{Execution, Linear, PackedAs};
 pub use pooling::{Pooling, PoolingKind};
 pub use rope::RopeConfig;
 pub use sampler::{Sampler, Sampling};
-pub use stem::Sample;
+pub use stem::{Ending, Sample};
 pub use text::TextEncoder;
 pub use vision::VisionEncoder;

@@ -87,6 +87,14 @@ impl Linear {
         Ok(Self { spec, weight })
     }
 
+    /// Takes other weights, packed ones; the bias is read again.
+    pub(crate) fn replace(&mut self, checkpoint: &Checkpoint, packed: &Packed, execution: Execution) -> Result<()> {
+        check_packed(&self.spec, packed)?;
+        let bias = bias(checkpoint, &self.spec)?;
+        self.weight = (sparse::choose(packed).prepare)(packed, bias.as_deref(), execution.activations);
+        Ok(())
+    }
+
     /// Name and shape.
     pub fn spec(&self) -> &LinearSpec {
         &self.spec

@@ -4,8 +4,10 @@
 use lacuna_core::Matrix;
 use lacuna_format::{Checkpoint, Result};
 
-use crate::config::{Config, LinearSpec};
-use crate::linear::Execution;
+use crate::config::{Config, LinearSpec, VisionConfig};
+use crate::linear::{Execution, Linear};
+use crate::norm::Norm;
+use crate::pooling::Pooling;
 use crate::{decoder, text, vision};
 
 /// An input of a model.
@@ -74,5 +76,53 @@ impl Config {
             Self::Vision(config) => vision::head_inputs(config, &vision::final_norm(checkpoint, config)?, hidden),
         };
         Ok(self.heads(checkpoint).into_iter().zip(inputs).collect())
+    }
+}
+
+/// What a model makes of the stream behind its last block.
+pub struct Ending(Kind);
+
+enum Kind {
+    Logits(Norm, Linear),
+    Vectors(Pooling),
+    Classes(Box<VisionConfig>, Norm, Vec<Linear>),
+}
+
+impl Ending {
+    /// Reads the last norm and the heads.
+    pub fn load(checkpoint: &Checkpoint, config: &Config, execution: Execution) -> Result<Self> {
+        Ok(Self(match config {
+            Config::Decoder(config) => {
+                let (norm, head) = decoder::ending(checkpoint, config, execution)?;
+                Kind::Logits(norm, head)
+            }
+            Config::Text(config) => Kind::Vectors(config.pooling),
+            Config::Vision(config) => {
+                let heads = config.heads().into_iter().map(|spec| Linear::load(checkpoint, spec, execution));
+                let norm = vision::final_norm(checkpoint, config)?;
+                Kind::Classes(Box::new(config.clone()), norm, heads.collect::<Result<_>>()?)
+            }
+        }))
+    }
+
+    /// From the stream `hidden[H, T]` of sequences of some lengths, a column each: the logits `[vocab, T]` of all tokens, the
+    /// vectors `[H, texts]`, or the logits `[classes, images]`, means over the classifiers.
+    pub fn apply(&self, hidden: &Matrix, lengths: &[usize]) -> Matrix {
+        match &self.0 {
+            Kind::Logits(norm, head) => head.forward(&norm.apply(hidden)),
+            Kind::Vectors(pooling) => {
+                let vectors = pooling.pool(hidden, lengths);
+                Matrix::new(vectors.len(), hidden.rows(), vectors.concat()).expect("a vector a text").transposed()
+            }
+            Kind::Classes(config, norm, heads) => {
+                let inputs = vision::head_inputs(config, norm, hidden);
+                let mut logits = Matrix::zeros(config.labels.len(), lengths.len());
+                for part in heads.iter().zip(inputs).map(|(head, x)| head.forward(&x)) {
+                    let share = (heads.len() as f32).recip();
+                    logits.data_mut().iter_mut().zip(part.data()).for_each(|(sum, logit)| *sum += share * logit);
+                }
+                logits
+            }
+        }
     }
 }

@@ -79,6 +79,11 @@ impl TextEncoder {
         &self.config
     }
 
+    /// The blocks, so that layers can be replaced.
+    pub fn blocks_mut(&mut self) -> &mut [Block] {
+        &mut self.blocks
+    }
+
     /// The vectors of all tokens behind the last block, `[H, T]`, the tokens of the texts side by side.
     ///
     /// # Panics

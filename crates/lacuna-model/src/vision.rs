@@ -115,6 +115,11 @@ impl VisionEncoder {
         &self.stem.config
     }
 
+    /// The blocks, so that layers can be replaced.
+    pub fn blocks_mut(&mut self) -> &mut [Block] {
+        &mut self.blocks
+    }
+
     /// The vectors of all tokens behind the last norm, `[H, images · tokens]`, of images of `[channels, height, width]`
     /// each.
     ///

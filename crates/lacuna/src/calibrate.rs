@@ -88,19 +88,21 @@ fn checked_length(length: usize, max: usize) -> Result<usize, UsageError> {
 }
 
 /// The residual stream of all samples, as it stands between two blocks.
+#[derive(Clone)]
 pub struct Stream {
     blocks: BlockConfig,
     batches: Vec<Batch>,
 }
 
 /// Samples that run through a block together.
-struct Batch {
+#[derive(Clone)]
+pub struct Batch {
     /// tokens of each sample
-    lengths: Vec<usize>,
-    /// `[H, T]`, behind pruned blocks
-    pruned: Matrix,
-    /// `[H, T]`, behind the blocks as they were, where that is wanted
-    dense: Option<Matrix>,
+    pub lengths: Vec<usize>,
+    /// `[H, T]`
+    pub hidden: Matrix,
+    /// `[H, T]`, behind dense blocks only, where that is wanted
+    pub dense: Option<Matrix>,
 }
 
 /// Is shown the input `[K, T]` of linear layers, with the layers that share it, and the same behind dense blocks.
@@ -112,8 +114,8 @@ impl Stream {
         let per_batch =
             (BATCH_TOKENS / samples.iter().map(|sample| config.tokens_of(sample)).max().unwrap_or(1)).max(1);
         let batches = samples.chunks(per_batch).map(|batch| {
-            let (pruned, lengths) = config.embed(checkpoint, batch)?;
-            Ok(Batch { lengths, dense: beside_dense.then(|| pruned.clone()), pruned })
+            let (hidden, lengths) = config.embed(checkpoint, batch)?;
+            Ok(Batch { lengths, dense: beside_dense.then(|| hidden.clone()), hidden })
         });
         Ok(Self { blocks: config.blocks().clone(), batches: batches.collect::<lacuna_format::Result<_>>()? })
     }
@@ -132,7 +134,7 @@ impl Stream {
             if let (Some(hidden), Some(dense)) = (&batch.dense, dense) {
                 dense.forward(&mut hidden.clone(), &positions, None, &mut |_, x| beside.push_back(x.clone()));
             }
-            block.forward(&mut batch.pruned.clone(), &positions, None, &mut |sharing, x| {
+            block.forward(&mut batch.hidden.clone(), &positions, None, &mut |sharing, x| {
                 observe(sharing, x, beside.pop_front().as_ref());
             });
         }
@@ -142,16 +144,16 @@ impl Stream {
     pub fn advance(&mut self, block: &Block, dense: Option<&Block>) {
         for batch in &mut self.batches {
             let positions = Positions::whole(&self.blocks, &batch.lengths);
-            block.forward(&mut batch.pruned, &positions, None, &mut |_, _| {});
+            block.forward(&mut batch.hidden, &positions, None, &mut |_, _| {});
             if let (Some(hidden), Some(dense)) = (&mut batch.dense, dense) {
                 dense.forward(hidden, &positions, None, &mut |_, _| {});
             }
         }
     }
 
-    /// The stream itself, `[H, T]` a batch, and that of the dense model.
-    pub fn hidden(&self) -> impl Iterator<Item = (&Matrix, Option<&Matrix>)> {
-        self.batches.iter().map(|batch| (&batch.pruned, batch.dense.as_ref()))
+    /// The stream itself.
+    pub fn batches(&self) -> &[Batch] {
+        &self.batches
     }
 
     /// Tokens of all samples.

@@ -19,8 +19,10 @@ pub mod memory;
 pub mod modules;
 mod output;
 pub mod permute;
+pub mod plan;
 pub mod prune;
 pub mod recipe;
+mod statistics;
 pub mod text;
 pub mod verify;
 

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use lacuna_core::Pattern;
+use lacuna_core::{Pattern, ValueType};
 use lacuna_format::read_json;
-use lacuna_prune::{Criterion, Permute, Selection, Update};
+use lacuna_prune::{Criterion, Method, Permute, Selection, Update};
 use serde::{Deserialize, Serialize};
 
 use crate::UsageError;
@@ -107,6 +107,18 @@ impl Recipe {
             Some(format!("criterion {}", self.criterion.name()))
         } else {
             None
+        }
+    }
+
+    /// How to prune one layer.
+    pub fn method(&self, pattern: Pattern, values: ValueType) -> Method {
+        Method {
+            criterion: self.criterion,
+            permute: self.permute,
+            selection: self.selection,
+            update: self.update,
+            pattern: self.widen(pattern),
+            values,
         }
     }
 

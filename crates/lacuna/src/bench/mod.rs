@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use self::subject::{Subject, check_lengths, phases, request};
+pub(crate) use self::subject::{images, texts};
 use crate::engine::{Engine, Timing};
 
 /// What to time.

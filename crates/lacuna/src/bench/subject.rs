@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::Result;
 use lacuna_core::Matrix;
 use lacuna_format::Checkpoint;
-use lacuna_model::{Cache, Config, Decoder, Execution, TextEncoder, VisionEncoder};
+use lacuna_model::{Cache, Config, Decoder, Execution, TextEncoder, VisionConfig, VisionEncoder};
 use serde_json::{Value, json};
 
 use super::Settings;
@@ -55,6 +55,19 @@ pub(super) fn request(config: &Config, settings: &Settings, value_type: &str) ->
     request
 }
 
+/// So many prompts or texts of so many tokens each.
+pub(crate) fn texts(vocab: usize, batch: usize, tokens: usize) -> Vec<Vec<u32>> {
+    let token = |b: usize, t: usize| 2 + (7919 * b + 104_729 * t) % (vocab - 2).max(1);
+    (0..batch).map(|b| (0..tokens).map(|t| token(b, t) as u32 % vocab as u32).collect()).collect()
+}
+
+/// So many images, as a model takes them.
+pub(crate) fn images(config: &VisionConfig, batch: usize) -> Vec<Vec<f32>> {
+    let size = config.pixels();
+    let pixel = |i: usize| (7919 * i % 65536) as f32 / 32768.0 - 1.0;
+    (0..batch).map(|b| (b * size..(b + 1) * size).map(pixel).collect()).collect()
+}
+
 impl Subject {
     pub(super) fn load(
         checkpoint: &Checkpoint,
@@ -62,11 +75,7 @@ impl Subject {
         execution: Execution,
         settings: &Settings,
     ) -> Result<Self> {
-        let tokens = |vocab: usize| {
-            let token = |b: usize, t: usize| 2 + (7919 * b + 104_729 * t) % (vocab - 2).max(1);
-            let text = |b: usize| (0..settings.prompt).map(|t| token(b, t) as u32 % vocab as u32).collect();
-            (0..settings.batch).map(text).collect()
-        };
+        let tokens = |vocab: usize| texts(vocab, settings.batch, settings.prompt);
         Ok(match config {
             Config::Decoder(config) => {
                 Self::Decoder(Decoder::load(checkpoint, config, execution)?, tokens(config.vocab_size))
@@ -75,11 +84,7 @@ impl Subject {
                 Self::Text(TextEncoder::load(checkpoint, config, execution)?, tokens(config.vocab_size))
             }
             Config::Vision(config) => {
-                let size = config.pixels();
-                let pixel = |i: usize| (7919 * i % 65536) as f32 / 32768.0 - 1.0;
-                let image = |b: usize| (b * size..(b + 1) * size).map(pixel).collect();
-                let images = (0..settings.batch).map(image).collect();
-                Self::Vision(VisionEncoder::load(checkpoint, config, execution)?, images)
+                Self::Vision(VisionEncoder::load(checkpoint, config, execution)?, images(config, settings.batch))
             }
         })
     }

@@ -10,6 +10,7 @@ mod inspect;
 mod kernel_bench;
 mod kernels;
 mod permute;
+mod plan;
 mod prune;
 mod run;
 mod ui;
@@ -68,6 +69,7 @@ struct Global {
 #[derive(Subcommand)]
 enum Command {
     Inspect(inspect::Args),
+    Plan(plan::Args),
     Prune(prune::Args),
     Permute(permute::Args),
     Verify(verify::Args),
@@ -149,6 +151,7 @@ fn one_line(text: &str) -> String {
 fn dispatch(command: Command, ui: &Ui) -> Result<ExitCode> {
     match command {
         Command::Inspect(args) => inspect::run(&args, ui)?,
+        Command::Plan(args) => plan::run(&args, ui)?,
         Command::Prune(args) => prune::run(&args, ui)?,
         Command::Permute(args) => permute::run(&args, ui)?,
         Command::Verify(args) => return verify::run(&args, ui),

@@ -15,7 +15,8 @@ use lacuna_core::{Matrix, Pattern, ValueType};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use self::own::{Own, limit, normal, shape_seed};
+use self::own::{Own, limit, shape_seed};
+pub(crate) use self::own::{normal, random_mask};
 pub use self::report::{Csv, cpu, today};
 pub use self::shapes::{Shape, known as known_shapes};
 use crate::UsageError;

@@ -20,7 +20,7 @@ const CHECKED_ROWS: usize = 16;
 const CHECKED_TOKENS: usize = 4;
 
 /// Values from N(0, 1) times `scale`, rows of `cols`, each row of its own stream.
-pub(super) fn normal(seed: u64, rows: usize, cols: usize, scale: f32) -> Matrix {
+pub(crate) fn normal(seed: u64, rows: usize, cols: usize, scale: f32) -> Matrix {
     let mut matrix = Matrix::zeros(rows, cols);
     matrix.data_mut().par_chunks_exact_mut(cols).enumerate().for_each(|(row, values)| {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -36,7 +36,7 @@ pub(super) fn normal(seed: u64, rows: usize, cols: usize, scale: f32) -> Matrix 
 }
 
 /// A mask of a pattern in which everything is equally likely.
-fn random_mask(rng: &mut ChaCha8Rng, pattern: Pattern, rows: usize, cols: usize) -> Result<Mask> {
+pub(crate) fn random_mask(rng: &mut ChaCha8Rng, pattern: Pattern, rows: usize, cols: usize) -> Result<Mask> {
     let grid = pattern.grid(rows, cols)?;
     let mut columns = Vec::with_capacity(grid.row_blocks() * grid.groups());
     for _ in 0..grid.row_blocks() {

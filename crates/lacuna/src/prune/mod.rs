@@ -4,7 +4,6 @@
 //! sees activations that already went through the pruned blocks before it; those are read back from their shards, so
 //! that a resumed run does just what an undisturbed one does.
 
-mod layer;
 mod report;
 mod shards;
 

@@ -1,21 +1,22 @@
 //! Block by block: observe, prune, write, go on behind the pruned block.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::thread::ScopedJoinHandle;
 
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
-use lacuna_core::Packed;
-use lacuna_format::{Checkpoint, OutTensor, Staging};
+use lacuna_core::{Matrix, Packed};
+use lacuna_format::{Checkpoint, OutTensor, RawMatrix, Staging};
 use lacuna_model::{Block, Execution, LinearSpec};
-use lacuna_prune::Method;
+use lacuna_prune::Weight;
 use serde_json::Value;
 
-use super::layer::{Source, Statistics};
 use super::{Chosen, Job, LayerReport};
-use crate::calibrate::Stream;
+use crate::calibrate::{Batch, Stream};
 use crate::recipe::Order;
+use crate::statistics::Statistics;
 
 /// Tensors to write under their names.
 type NamedTensors = Vec<(String, OutTensor<'static>)>;
@@ -137,13 +138,11 @@ impl Job {
         };
         let (mut tensors, mut reports) = (vec![], vec![]);
         for stage in stages.iter().filter(|stage| !stage.is_empty()) {
-            let mut stats = self.statistics();
-            stream.observe(&block, dense.as_ref(), &mut |sharing, x, beside| {
-                if sharing.iter().any(|spec| stage.iter().any(|layer| layer.spec == **spec)) {
-                    stats.observe(sharing, x, beside);
-                }
-            });
-            let replace = |name: &str, packed: &Packed| Ok(block.replace(&self.checkpoint, name, packed)?);
+            let specs: Vec<&LinearSpec> = stage.iter().map(|layer| &layer.spec).collect();
+            let aim = self.options.recipe.aim;
+            let stats = Statistics::of_block(stream, &block, dense.as_ref(), &specs, aim);
+            let replace =
+                |name: &str, packed: &Packed| Ok(block.replace(&self.checkpoint, name, packed, Execution::EXACT)?);
             let (of_stage, report) = self.prune_layers(stage, &stats, progress, replace)?;
             tensors.extend(of_stage);
             reports.extend(report);
@@ -157,8 +156,8 @@ impl Job {
         if layers.is_empty() {
             return Ok(stats);
         }
-        for (hidden, dense) in stream.hidden() {
-            let beside = dense.map(|dense| self.config.head_inputs(&self.checkpoint, dense)).transpose()?;
+        for Batch { hidden, dense, .. } in stream.batches() {
+            let beside = dense.as_ref().map(|dense| self.config.head_inputs(&self.checkpoint, dense)).transpose()?;
             for (i, (head, x)) in self.config.head_inputs(&self.checkpoint, hidden)?.iter().enumerate() {
                 if layers.iter().any(|layer| layer.spec == *head) {
                     stats.observe(&[head], x, beside.as_ref().map(|beside| &beside[i].1));
@@ -179,15 +178,7 @@ impl Job {
         for Chosen { spec: layer, pattern } in layers {
             progress.set_message(layer.name.clone());
             let weight = Source(self.checkpoint.raw_matrix(&layer.weight(), layer.rows, layer.cols)?);
-            let recipe = &self.options.recipe;
-            let method = Method {
-                criterion: recipe.criterion,
-                permute: recipe.permute,
-                selection: recipe.selection,
-                update: recipe.update,
-                pattern: *pattern,
-                values: self.value_type(layer)?,
-            };
+            let method = self.options.recipe.method(*pattern, self.value_type(layer)?);
             let pruned = method.prune(&weight, stats.of(layer)).with_context(|| format!("layer {}", layer.name))?;
             let parts = lacuna_format::pack_tensors(&layer.name, &pruned.packed);
             reports.push(LayerReport {
@@ -205,5 +196,20 @@ impl Job {
             progress.inc(1);
         }
         Ok((tensors, reports))
+    }
+}
+
+/// A weight as it lies in the checkpoint.
+struct Source<'a>(RawMatrix<'a>);
+
+impl Weight for Source<'_> {
+    type Error = anyhow::Error;
+
+    fn shape(&self) -> [usize; 2] {
+        self.0.shape()
+    }
+
+    fn band(&self, rows: Range<usize>) -> Result<Matrix> {
+        Ok(self.0.band(rows)?)
     }
 }

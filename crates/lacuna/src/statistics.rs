@@ -1,31 +1,15 @@
-//! What one layer is pruned from: its weight and the statistics of its input.
+//! Statistics of the inputs of some layers.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
-use anyhow::Result;
 use lacuna_core::Matrix;
-use lacuna_format::RawMatrix;
-use lacuna_model::LinearSpec;
-use lacuna_prune::{Stats, Weight};
+use lacuna_model::{Block, LinearSpec};
+use lacuna_prune::Stats;
 
-/// A weight as it lies in the checkpoint.
-pub(super) struct Source<'a>(pub(super) RawMatrix<'a>);
-
-impl Weight for Source<'_> {
-    type Error = anyhow::Error;
-
-    fn shape(&self) -> [usize; 2] {
-        self.0.shape()
-    }
-
-    fn band(&self, rows: Range<usize>) -> Result<Matrix> {
-        Ok(self.0.band(rows)?)
-    }
-}
+use crate::calibrate::Stream;
 
 /// Statistics of the distinct inputs of some layers.
-pub(super) struct Statistics {
+pub(crate) struct Statistics {
     aim: f64,
     inputs: Vec<Stats>,
     of_layer: BTreeMap<String, usize>,
@@ -33,12 +17,29 @@ pub(super) struct Statistics {
 
 impl Statistics {
     /// `aim` as in [`Stats::beside_dense`]; 0 without the dense model's inputs.
-    pub(super) fn new(aim: f64) -> Self {
+    pub(crate) fn new(aim: f64) -> Self {
         Self { aim, inputs: vec![], of_layer: BTreeMap::new() }
     }
 
+    /// Of some layers of a block, on what a stream brings it. `dense` as in [`Stream::observe`].
+    pub(crate) fn of_block(
+        stream: &Stream,
+        block: &Block,
+        dense: Option<&Block>,
+        layers: &[&LinearSpec],
+        aim: f64,
+    ) -> Self {
+        let mut stats = Self::new(aim);
+        stream.observe(block, dense, &mut |sharing, x, beside| {
+            if sharing.iter().any(|layer| layers.contains(layer)) {
+                stats.observe(sharing, x, beside);
+            }
+        });
+        stats
+    }
+
     /// Adds the input `x[K, T]` of layers that share it, and what it is in the dense model where that runs along.
-    pub(super) fn observe(&mut self, sharing: &[&LinearSpec], x: &Matrix, dense: Option<&Matrix>) {
+    pub(crate) fn observe(&mut self, sharing: &[&LinearSpec], x: &Matrix, dense: Option<&Matrix>) {
         let input = *self.of_layer.entry(sharing[0].name.clone()).or_insert_with(|| {
             let stats = dense.map_or_else(|| Stats::new(x.rows()), |_| Stats::beside_dense(x.rows(), self.aim));
             self.inputs.push(stats);
@@ -50,7 +51,7 @@ impl Statistics {
         self.inputs[input].observe(x, dense);
     }
 
-    pub(super) fn of(&self, layer: &LinearSpec) -> Option<&Stats> {
+    pub(crate) fn of(&self, layer: &LinearSpec) -> Option<&Stats> {
         self.of_layer.get(&layer.name).map(|&input| &self.inputs[input])
     }
 }
