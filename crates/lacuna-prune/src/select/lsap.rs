@@ -153,7 +153,9 @@ pub(super) fn least_open(values: &[f32], closed: &[f32]) -> (f32, usize) {
     (least, values.iter().zip(closed).position(|(v, c)| v + c <= least).unwrap_or(0))
 }
 
+// Whole numbers add up exactly.
 #[cfg(test)]
+#[allow(clippy::float_cmp)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
