@@ -251,6 +251,7 @@ fn windowed() -> Packed {
 
 #[test]
 fn wrong_columns_of_a_window_are_refused() {
+    type Case = (&'static str, fn(&mut Tensor), &'static str);
     let read = |parts: &Parts, pattern: &str, shape: [usize; 2]| {
         let raw = |part: &str| parts.get(part).map(|t| (t.dtype, &t.shape[..], &t.data[..]));
         let (values, columns, positions) = (raw("values").unwrap(), raw("columns").unwrap(), raw("positions").unwrap());
@@ -259,7 +260,6 @@ fn wrong_columns_of_a_window_are_refused() {
     };
     let sound = windowed();
     assert_eq!(read(&parts(&sound), "4:2:8@all", SHAPE).unwrap(), sound);
-    type Case = (&'static str, fn(&mut Tensor), &'static str);
     let cases: [Case; 8] = [
         ("past the row", |t| t.columns(0, 2, [4, 7, 12, 18]), "block 0, group 2 lists"),
         ("far past the row", |t| t.columns(1, 0, [0, 8, 11, u16::MAX]), "must ascend and lie in 0..18"),

@@ -201,7 +201,9 @@ impl Exchange {
     }
 }
 
+// Whole numbers add up exactly.
 #[cfg(test)]
+#[allow(clippy::float_cmp)]
 mod tests {
     use proptest::prelude::*;
 

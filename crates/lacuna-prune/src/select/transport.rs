@@ -97,7 +97,9 @@ impl Move {
     }
 }
 
+// Whole numbers add up exactly.
 #[cfg(test)]
+#[allow(clippy::float_cmp)]
 mod tests {
     use proptest::prelude::*;
 
