@@ -7,6 +7,7 @@ use clap::ValueEnum;
 use lacuna::UsageError;
 use lacuna::calibrate::Calibration;
 use lacuna::modules::Selector;
+use lacuna::plan::{PlanFile, Reached, reached};
 use lacuna::prune::{Forecast, Job, Options, Patterns, Report};
 use lacuna::recipe::{Order, Recipe};
 use lacuna_core::{Dtype, IntType, Pattern, ScaleGroup, ValueType};
@@ -35,8 +36,12 @@ pub(super) struct Args {
     output: PathBuf,
     /// V:2:M keeps 2 of M values in each row and 4 of M columns in each block of V rows; 2:4 is the plain pattern; @W behind it
     /// lets the groups of a block choose among W columns, @all among all
-    #[arg(long)]
-    pattern: Pattern,
+    #[arg(long, required_unless_present = "plan")]
+    pattern: Option<Pattern>,
+    /// The patterns of a plan that `lacuna plan` made for this model, layer by layer; the speed-up that it was made for is measured
+    /// at the end
+    #[arg(long, value_name = "FILE", conflicts_with = "pattern")]
+    plan: Option<PathBuf>,
     /// How much time to spend: which of the recipes low, default and high [default: default]
     #[arg(long, value_enum, conflicts_with = "recipe")]
     effort: Option<Effort>,
@@ -205,7 +210,11 @@ enum ScaleGroupName {
 impl Args {
     fn options(&self, seed: u64) -> Result<Options> {
         Ok(Options {
-            patterns: Patterns::Uniform(self.pattern),
+            patterns: match (self.pattern, &self.plan) {
+                (Some(pattern), _) => Patterns::Uniform(pattern),
+                (None, Some(plan)) => Patterns::Planned(PlanFile::read(plan)?),
+                (None, None) => return Err(UsageError("pass --pattern or --plan".to_owned()).into()),
+            },
             recipe: self.recipe()?,
             values: self.value_type()?,
             layers: Selector::new(&self.include, &self.exclude)?,
@@ -319,7 +328,15 @@ pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
     if report.resumed_shards > 0 {
         ui.note(&format!("went on after {} finished shards of an interrupted run", report.resumed_shards));
     }
-    ui.result(&report, || report_text(&report, ui.verbose));
+    let reached = match &args.plan {
+        Some(plan) => reached(&PlanFile::read(plan)?, &args.output)?,
+        None => vec![],
+    };
+    let mut json = serde_json::to_value(&report)?;
+    if args.plan.is_some() {
+        json["reached"] = serde_json::to_value(&reached)?;
+    }
+    ui.result(&json, || report_text(&report, ui.verbose) + &reached_text(&reached));
     Ok(())
 }
 
@@ -370,6 +387,12 @@ fn report_text(report: &Report, verbose: bool) -> String {
     }
     text.push('\n');
     text
+}
+
+/// What a plan promised, beside what came of it.
+fn reached_text(reached: &[Reached]) -> String {
+    let line = |r: &Reached| format!("speed-up       {:.2} at {} (target {:.2})\n", r.speedup, r.case, r.target);
+    reached.iter().map(line).collect()
 }
 
 /// The largest error of rounding to integers among the layers, if they were rounded.

@@ -22,6 +22,7 @@ use crate::UsageError;
 use crate::calibrate::Calibration;
 use crate::modules::{Selector, linears};
 use crate::output::{check_output, copy_companions, write_index};
+use crate::plan::PlanFile;
 use crate::recipe::Recipe;
 
 pub use report::{Forecast, LayerForecast, LayerReport, Report};
@@ -31,8 +32,8 @@ pub use report::{Forecast, LayerForecast, LayerReport, Report};
 pub enum Patterns {
     /// all that are chosen the same
     Uniform(Pattern),
-    /// each its own by module name; those that have none stay dense
-    PerLayer(BTreeMap<String, Option<Pattern>>),
+    /// each its own; those that have none stay dense
+    Planned(PlanFile),
 }
 
 /// How to prune.
@@ -75,11 +76,19 @@ impl Job {
             bail!("{}: already pruned; start from the dense checkpoint", source.display());
         }
         let config = family::config(&checkpoint)?;
+        let linears = linears(&checkpoint, &config)?;
+        let planned = match &options.patterns {
+            Patterns::Uniform(_) => BTreeMap::new(),
+            Patterns::Planned(plan) => {
+                plan.check(&linears)?;
+                plan.patterns()
+            }
+        };
         let mut chosen = vec![];
-        for spec in options.layers.select(linears(&checkpoint, &config)?)? {
+        for spec in options.layers.select(linears)? {
             let pattern = match &options.patterns {
                 Patterns::Uniform(pattern) => Some(*pattern),
-                Patterns::PerLayer(patterns) => patterns.get(&spec.name).copied().flatten(),
+                Patterns::Planned(_) => planned.get(&spec.name).copied().flatten(),
             };
             if let Some(pattern) = pattern {
                 let pattern = options.recipe.widen(pattern);
