@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Prunes a LLaMA checkpoint to 2:4 with the public code of a method's own authors, as a reference for lacuna's.
 
-Their code is imported from a clone of theirs, unchanged; what it assumes of its surroundings (a GPU, C4, transformers of
-its time) is given to it from outside. MODEL is a folder in the Hugging Face layout, CALIBRATION a file of JSON lines, a
-list of token ids each, all of one length. The linear layers of all blocks are pruned, with the defaults of the authors'
-command lines, in float32 on the CPU. OUT is MODEL with zeros in place of the pruned weights. Prints one JSON object:
-`method`, `commit`, `samples`, `length`, `seconds` of their function, `weights` and `zeros` of the pruned layers, and
-`emptier` and `fuller`, the groups that keep fewer and more than 2 of 4. With `fuller` above 0 the result is not 2:4; that
-comes of DSnoT where its cycles outnumber the candidates of a row, as in layers this small.
+Their code is imported from a clone of theirs, unchanged; what it assumes of its surroundings (a GPU, C4, transformers
+of its time) is given to it from outside. MODEL is a folder in the Hugging Face layout, CALIBRATION a file of JSON lines,
+a list of token ids each, all of one length. The linear layers of all blocks are pruned, with the defaults of the
+authors' command lines, in float32 on the CPU. OUT is MODEL with zeros in place of the pruned weights. Prints one JSON
+object: `method`, `commit`, `samples`, `length`, `seconds` of their function, `weights` and `zeros` of the pruned layers,
+and `emptier` and `fuller`, the groups that keep fewer and more than 2 of 4. With `fuller` above 0 the result is not 2:4:
+DSnoT does that where its 50 cycles outnumber the candidates of a row, that is in layers with fewer than 200 inputs or so.
 
 METHOD and the clone that --code names (commits that this was written against):
 
@@ -21,8 +21,8 @@ METHOD and the clone that --code names (commits that this was written against):
 --set changes a default of theirs: DSnoT leaves the MLP at its first mask unless told --set skip_layer=no_skip.
 
 The groups of the permuted methods are 2:4 in an order of the inputs that each layer chooses for itself; the check uses
-that order, OUT keeps the original one. Needs the packages pinned in requirements.txt next to this script, and scipy for
-github.com/biomedical-cybernetics.
+that order, OUT keeps the original one. Needs the packages pinned in requirements.txt next to this script, and for RIA's
+repository scipy 1.17.1.
 
   python scripts/authors.py wanda MODEL OUT --code wanda --calibration tokens.jsonl
   python scripts/hf_perplexity.py OUT data.jsonl
@@ -153,8 +153,7 @@ def prune(theirs: types.ModuleType, function: str, settings: Namespace, model, s
     start = time.perf_counter()
     with torch.no_grad(), contextlib.redirect_stdout(sys.stderr):
         if function == "llama_sequential":
-            sized = {"nsamples": len(samples)} if settings.method == "ALPS" else {}
-            theirs.llama_sequential(model, loader, "cpu", **sized)
+            theirs.llama_sequential(model, loader, "cpu")
         else:
             getattr(theirs, function)(settings, model, None, "cpu", prune_n=N, prune_m=M)
     return time.perf_counter() - start
@@ -211,11 +210,16 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write; must not exist")
     parser.add_argument("--code", type=Path, required=True, metavar="DIR", help="clone of the authors' repository")
     parser.add_argument("--calibration", type=Path, required=True, metavar="FILE", help="a JSON list of ids a line")
-    parser.add_argument("--set", type=setting, action="append", default=[], metavar="NAME=VALUE", dest="changes")
+    parser.add_argument(
+        "--set", type=setting, action="append", default=[], metavar="NAME=VALUE", dest="changes", help="their setting"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     args = parser.parse_args()
     if args.out.exists():
         parser.error(f"{args.out} already exists; choose another folder")
+    module, function, changed = METHODS[args.method]
+    if not (args.code / f"{module.replace('.', '/')}.py").exists():
+        parser.error(f"--code {args.code} is no clone of the repository of {args.method}")
     ids = [json.loads(line) for line in args.calibration.read_text().splitlines() if line.strip()]
     # Wanda's loader has room for 128.
     if not 0 < len(ids) <= 128 or len({len(sample) for sample in ids}) != 1:
@@ -229,7 +233,6 @@ def main() -> None:
     length = len(ids[0])
     model = prepare_model(args.model_dir, length)
     stay_on_cpu()
-    module, function, changed = METHODS[args.method]
     with contextlib.redirect_stdout(sys.stderr):
         theirs = load_code(args.code.resolve(), module)
     orders = record_orders(theirs) if changed.get("lsa") else {}
@@ -238,8 +241,8 @@ def main() -> None:
     seconds = prune(theirs, function, settings, model, samples)
     counts = count(model, orders)
     save(model, args.model_dir, args.out)
-    commit = subprocess.run(["git", "-C", args.code, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    report = {"method": args.method, "commit": commit, "samples": len(ids), "length": length, "seconds": seconds}
+    head = subprocess.run(["git", "-C", args.code, "rev-parse", "HEAD"], capture_output=True, text=True)
+    report = {"method": args.method, "samples": len(ids), "length": length, "commit": head.stdout.strip(), "seconds": seconds}
     print(json.dumps({**report, **counts}))
 
 
