@@ -2,12 +2,13 @@
 """Prunes a LLaMA checkpoint to 2:4 with the public code of a method's own authors, as a reference for lacuna's.
 
 Their code is imported from a clone of theirs, unchanged; what it assumes of its surroundings (a GPU, C4, transformers
-of its time) is given to it from outside. MODEL is a folder in the Hugging Face layout, CALIBRATION a file of JSON lines,
-a list of token ids each, all of one length. The linear layers of all blocks are pruned, with the defaults of the
-authors' command lines, in float32 on the CPU. OUT is MODEL with zeros in place of the pruned weights. Prints one JSON
-object: `method`, `commit`, `samples`, `length`, `seconds` of their function, `weights` and `zeros` of the pruned layers,
-and `emptier` and `fuller`, the groups that keep fewer and more than 2 of 4. With `fuller` above 0 the result is not 2:4:
-DSnoT does that where its 50 cycles outnumber the candidates of a row, that is in layers with fewer than 200 inputs or so.
+of its time) is given to it from outside. MODEL is a folder in the Hugging Face layout, CALIBRATION a file of JSON
+lines, a list of token ids each, all of one length. The linear layers of all blocks are pruned, with the defaults of
+the authors' command lines, in float32 on the CPU. OUT is MODEL with zeros in place of the pruned weights. Prints one
+JSON object: `method`, `commit`, `samples`, `length`, `seconds` of their function, `weights` and `zeros` of the pruned
+layers, and `emptier` and `fuller`, the groups that keep fewer and more than 2 of 4. With `fuller` above 0 the result
+is not 2:4: DSnoT does that where its 50 cycles outnumber the candidates of a row, that is in layers with fewer than
+200 inputs or so.
 
 METHOD and the clone that --code names (commits that this was written against):
 
@@ -242,8 +243,8 @@ def main() -> None:
     counts = count(model, orders)
     save(model, args.model_dir, args.out)
     head = subprocess.run(["git", "-C", args.code, "rev-parse", "HEAD"], capture_output=True, text=True)
-    report = {"method": args.method, "samples": len(ids), "length": length, "commit": head.stdout.strip(), "seconds": seconds}
-    print(json.dumps({**report, **counts}))
+    source = {"method": args.method, "commit": head.stdout.strip(), "samples": len(ids), "length": length}
+    print(json.dumps({**source, "seconds": seconds, **counts}))
 
 
 if __name__ == "__main__":
