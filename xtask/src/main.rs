@@ -7,6 +7,7 @@
 mod check;
 mod emulate;
 mod plot;
+mod results;
 mod synth;
 mod tidy;
 
@@ -28,6 +29,8 @@ enum Task {
     Synth(synth::Args),
     /// Draw the newest record of bench/run.sh and write its tables into docs/performance.md
     Plot,
+    /// Prune the checkpoints of ../shared by every recipe, and write the tables of docs/results.md
+    Results(results::Args),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(),
         Task::Synth(args) => synth::run(&args),
         Task::Plot => plot::run(),
+        Task::Results(args) => results::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

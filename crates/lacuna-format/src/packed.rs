@@ -72,8 +72,8 @@ impl Shapes {
     }
 }
 
-/// Bytes of a packed layer without a row order.
-pub fn packed_bytes(grid: &Grid, values: ValueType) -> usize {
+/// Bytes of a packed layer, with a row order or without.
+pub fn packed_bytes(grid: &Grid, values: ValueType, row_order: bool) -> usize {
     let shapes = Shapes::new(grid, values.integers());
     let elements = |shape: &[usize]| shape.iter().product::<usize>();
     let value = match values {
@@ -84,6 +84,7 @@ pub fn packed_bytes(grid: &Grid, values: ValueType) -> usize {
         + shapes.scales.map_or(0, |shape| elements(&shape) * size_of::<f16>())
         + elements(&shapes.columns) * (column_dtype(grid.cols()).bitsize() / 8)
         + elements(&shapes.positions)
+        + if row_order { grid.rows() * size_of::<u32>() } else { 0 }
 }
 
 /// Checks and decodes a layer of `[rows, cols]` under `pattern`. Every length, column id, order and position code is

@@ -567,7 +567,7 @@ proptest! {
         // Equality of floats takes zeros of both signs for the same; the bytes do not.
         prop_assert_eq!(bytes(&again), bytes(&packed));
         let size: usize = parts(&packed).iter().filter(|(part, _)| *part != "row_order").map(|(_, t)| t.data.len()).sum();
-        prop_assert_eq!(packed_bytes(packed.mask().grid(), packed.values().value_type()), size);
+        prop_assert_eq!(packed_bytes(packed.mask().grid(), packed.values().value_type(), false), size);
     }
 
     /// One byte is changed: the layer is refused by name, or it is one that is written just like that.

@@ -31,7 +31,7 @@ fn module_pattern_that_matches_nothing() {
             refuses(&Tiny::new(), &format!("{PRUNE} {flag} {pattern}"), USAGE, &[pattern, "lacuna inspect"]);
         }
     }
-    refuses(&Tiny::new(), &format!("{PRUNE} --exclude *"), USAGE, &["--include and --exclude leave no layer"]);
+    refuses(&Tiny::new(), &format!("{PRUNE} --exclude *"), USAGE, &["leave no layer to prune"]);
 }
 
 #[test]

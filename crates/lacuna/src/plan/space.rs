@@ -36,7 +36,7 @@ impl Space {
             };
             kept.push(of((layer.rows * layer.cols) as f64, &|grid| grid.kept()));
             let dense = checkpoint.info(&layer.weight())?.len as f64;
-            bytes.push(of(dense, &|grid| packed_bytes(grid, values)));
+            bytes.push(of(dense, &|grid| packed_bytes(grid, values, false)));
         }
         Ok(Self { layers, patterns, kept, bytes })
     }

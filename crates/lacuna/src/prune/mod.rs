@@ -16,6 +16,7 @@ use indicatif::ProgressBar;
 use lacuna_core::{Pattern, ValueType};
 use lacuna_format::{Checkpoint, LayerSparsity, METHOD, SPARSITY_KEY, Sparsity, Staging, VERSION};
 use lacuna_model::{Config, LinearSpec, Sample, family};
+use lacuna_prune::Permute;
 use serde_json::{Value, json};
 
 use crate::UsageError;
@@ -126,7 +127,8 @@ impl Job {
         let mut layers = vec![];
         for Chosen { spec: layer, pattern } in &self.chosen {
             let grid = pattern.grid(layer.rows, layer.cols)?;
-            let packed = lacuna_format::packed_bytes(&grid, self.value_type(layer)?);
+            let ordered = self.options.recipe.permute != Permute::None;
+            let packed = lacuna_format::packed_bytes(&grid, self.value_type(layer)?, ordered);
             layers.push(LayerForecast {
                 name: layer.name.clone(),
                 shape: [layer.rows, layer.cols],

@@ -1,0 +1,237 @@
+//! What pruning without training costs: every recipe on every checkpoint at every pattern, with several seeds. Runs are
+//! lines of a record; those that are there already are not made again. The record becomes the tables of `docs/results.md`.
+
+mod table;
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::root;
+
+/// Where runs are recorded, and what the public code of the methods' authors came to.
+const RECORD: &str = "bench/record/results.jsonl";
+const AUTHORS: &str = "bench/record/results-authors.jsonl";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Make no run that would begin after so many minutes; what is missing stays missing in the tables
+    #[arg(long, default_value_t = 720)]
+    minutes: u64,
+    /// Only this checkpoint
+    #[arg(long)]
+    model: Option<String>,
+    /// Only this row of the tables
+    #[arg(long)]
+    row: Option<String>,
+    /// Only this pattern
+    #[arg(long)]
+    pattern: Option<String>,
+    /// Seeds 0 to N - 1
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    seeds: u64,
+}
+
+/// A checkpoint of `../shared`, with the data that it is calibrated and measured on.
+struct Model {
+    name: &'static str,
+    calibration: &'static str,
+    /// fewer than there are, so that seeds differ
+    calibration_flags: &'static [&'static str],
+    evaluation: &'static str,
+    evaluation_flags: &'static [&'static str],
+    /// what the tables show of it, and how a loss of the metric is written
+    metric: &'static str,
+    gap: Gap,
+}
+
+/// How far a pruned model is from the dense one.
+#[derive(Clone, Copy)]
+enum Gap {
+    /// of the mean negative log-likelihood
+    Nats,
+    /// of a metric between 0 and 1, in hundredths
+    Points,
+}
+
+const STORIES: &[&str] = &["--calibration-samples", "64", "--calibration-length", "512"];
+const MODELS: [Model; 4] = [
+    Model {
+        name: "stories-3m",
+        calibration: "text/tinystories-calib.txt",
+        calibration_flags: STORIES,
+        evaluation: "text/tinystories-eval.jsonl",
+        evaluation_flags: &[],
+        metric: "nats of NLL above the dense model on tinystories-eval; 64 calibration samples of 512 tokens",
+        gap: Gap::Nats,
+    },
+    Model {
+        name: "tinystories-656k",
+        calibration: "text/tinystories-calib.txt",
+        calibration_flags: STORIES,
+        evaluation: "text/tinystories-eval.jsonl",
+        evaluation_flags: &[],
+        metric: "nats of NLL above the dense model on tinystories-eval; 64 calibration samples of 512 tokens",
+        gap: Gap::Nats,
+    },
+    Model {
+        name: "minilm-l6",
+        calibration: "stsb/sts-train.csv",
+        calibration_flags: &["--calibration-samples", "512"],
+        evaluation: "stsb/sts-dev.csv",
+        evaluation_flags: &[],
+        metric: "hundredths of Spearman lost on STS-B dev; 512 sentences of STS-B train",
+        gap: Gap::Points,
+    },
+    Model {
+        name: "vit-tiny",
+        calibration: "imagenet-sample",
+        calibration_flags: &["--calibration-samples", "64"],
+        evaluation: "imagenet-sample",
+        evaluation_flags: &["--split", "held-out"],
+        metric: "points of top-1 lost on the 400 held-out images; 64 images of the calibration split",
+        gap: Gap::Points,
+    },
+];
+
+const PATTERNS: [&str; 5] = ["2:4", "64:2:5", "64:2:6", "64:2:8", "64:2:16"];
+/// What `mixed` chooses among.
+const MIXED_PATTERNS: &str = "2:4,64:2:5,64:2:6,64:2:7,64:2:8,64:2:10,64:2:12,64:2:16,64:2:24,64:2:32";
+
+/// A row of the tables: what it is called, and the flags of `prune`. 2:4 is plain in all of them.
+const ROWS: [(&str, &[&str]); 10] = [
+    ("magnitude", &["--recipe", "magnitude"]),
+    ("Wanda", &["--recipe", "wanda"]),
+    ("RIA", &["--recipe", "ria"]),
+    ("paper", &["--recipe", "paper"]),
+    ("DSnoT", &["--recipe", "dsnot"]),
+    ("SparseGPT", &["--recipe", "sparsegpt"]),
+    ("ALPS", &["--recipe", "alps"]),
+    ("ours, default", &["--effort", "default"]),
+    ("ours, high", &["--effort", "high"]),
+    (MIXED, &["--effort", "high"]),
+];
+/// The row whose layers have patterns of their own, at the density of the uniform one.
+const MIXED: &str = "ours, mixed";
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let shared = root().join("../shared");
+    if !shared.join("models").is_dir() {
+        bail!("../shared is not here: results are measured on its checkpoints");
+    }
+    let until = Instant::now() + Duration::from_secs(60 * args.minutes);
+    let wanted = |only: &Option<String>, name: &str| only.as_ref().is_none_or(|only| only == name);
+    // A seed of everything before the next seed, so that a run cut short has whole tables.
+    'runs: for seed in 0..args.seeds {
+        for model in MODELS.iter().filter(|model| wanted(&args.model, model.name)) {
+            for pattern in PATTERNS.iter().filter(|pattern| wanted(&args.pattern, pattern)) {
+                for (row, flags) in ROWS.iter().filter(|(row, _)| wanted(&args.row, row)) {
+                    if Instant::now() > until {
+                        eprintln!("results: {} minutes are over", args.minutes);
+                        break 'runs;
+                    }
+                    let key = json!({ "model": model.name, "row": row, "pattern": pattern, "seed": seed });
+                    if !lines(RECORD)?.iter().any(|line| same_run(line, &key)) {
+                        let started = Instant::now();
+                        let line = measure(&shared, model, (row, flags), pattern, seed)?;
+                        eprintln!("{line} {:.0} s", started.elapsed().as_secs_f64());
+                        let path = root().join(RECORD);
+                        let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+                        writeln!(file, "{line}").with_context(|| path.display().to_string())?;
+                    }
+                }
+            }
+        }
+    }
+    let path = root().join("docs/results.md");
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    std::fs::write(&path, table::written(&text, &lines(RECORD)?, &lines(AUTHORS)?)?)?;
+    Ok(())
+}
+
+fn same_run(line: &Value, key: &Value) -> bool {
+    ["model", "row", "pattern", "seed"].iter().all(|field| line[field] == key[field])
+}
+
+fn lines(path: &str) -> Result<Vec<Value>> {
+    let path = root().join(path);
+    let text = if path.exists() { std::fs::read_to_string(&path)? } else { String::new() };
+    text.lines().map(|line| serde_json::from_str(line).with_context(|| path.display().to_string())).collect()
+}
+
+/// Prunes and evaluates.
+fn measure(shared: &Path, model: &Model, (row, flags): (&str, &[&str]), pattern: &str, seed: u64) -> Result<Value> {
+    let work = root().join("target/results");
+    std::fs::create_dir_all(&work)?;
+    let (source, output, plan) = (shared.join("models").join(model.name), work.join("model"), work.join("plan.json"));
+    let data = |name: &str| shared.join("data").join(name).display().to_string();
+    let seed_text = seed.to_string();
+    let mut calibration = vec!["--calibration".to_owned(), data(model.calibration), "--seed".to_owned(), seed_text];
+    calibration.extend(model.calibration_flags.iter().map(|flag| (*flag).to_owned()));
+    let mut prune = lacuna("prune", &[&source, &output]);
+    prune.args(&calibration).args(flags).arg("--force");
+    let mut plan_seconds = 0.0;
+    if row == MIXED {
+        let started = Instant::now();
+        let m: f64 = pattern.rsplit(':').next().and_then(|m| m.parse().ok()).context("a pattern")?;
+        let density = (2.0 / m).to_string();
+        let mut planning = lacuna("plan", &[&source, &plan]);
+        planning.args(["--by", "sensitivity", "--density", &density, "--patterns", MIXED_PATTERNS, "--force"]);
+        answer(planning.args(&calibration))?;
+        plan_seconds = started.elapsed().as_secs_f64();
+        prune.arg("--plan").arg(&plan);
+    } else {
+        prune.args(["--pattern", pattern]);
+    }
+    let pruned = answer(&mut prune)?;
+    let (quality, dense) = (evaluate(shared, model, &output)?, dense(shared, model)?);
+    let gap = match model.gap {
+        Gap::Nats => number(&quality, "nll")? - number(&dense, "nll")?,
+        Gap::Points => 100.0 * (number(&dense, "value")? - number(&quality, "value")?),
+    };
+    Ok(json!({
+        "model": model.name, "row": row, "pattern": pattern, "seed": seed, "gap": gap,
+        "value": quality["value"], "cross_entropy": quality["cross_entropy"],
+        "bytes": pruned["pruned_bytes_after"], "seconds": number(&pruned, "seconds")? + plan_seconds,
+        "peak_rss_bytes": pruned["peak_rss_bytes"],
+    }))
+}
+
+fn evaluate(shared: &Path, model: &Model, checkpoint: &PathBuf) -> Result<Value> {
+    let data = shared.join("data").join(model.evaluation);
+    answer(lacuna("eval", &[checkpoint]).arg("--data").arg(data).args(model.evaluation_flags))
+}
+
+/// What the dense model comes to, measured once.
+fn dense(shared: &Path, model: &Model) -> Result<Value> {
+    let path = root().join(format!("target/results/{}.json", model.name));
+    if !path.exists() {
+        let found = evaluate(shared, model, &shared.join("models").join(model.name))?;
+        std::fs::write(&path, found.to_string())?;
+    }
+    Ok(serde_json::from_str(&std::fs::read_to_string(&path)?)?)
+}
+
+fn number(value: &Value, field: &str) -> Result<f64> {
+    value[field].as_f64().with_context(|| format!("no {field} in {value}"))
+}
+
+fn lacuna(command: &str, paths: &[&PathBuf]) -> Command {
+    let mut lacuna = Command::new(root().join("target/release/lacuna"));
+    lacuna.arg(command).args(paths).args(["--json", "--quiet"]);
+    lacuna
+}
+
+/// What a command of ours answers.
+fn answer(command: &mut Command) -> Result<Value> {
+    let output = command.output().with_context(|| format!("{command:?}: build it with cargo build --release"))?;
+    if !output.status.success() {
+        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}

@@ -1,0 +1,107 @@
+//! The record as tables.
+
+use std::fmt::Write;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::{MODELS, PATTERNS, ROWS};
+
+/// What stands around the tables in docs/results.md.
+const BEGIN: &str = "<!-- tables: cargo xtask results -->\n";
+const END: &str = "<!-- end of tables -->";
+
+/// Rows for which the methods' authors have public code, and what `scripts/authors.py` calls it.
+const AUTHORS: [(&str, &str); 6] = [
+    ("magnitude", "magnitude"),
+    ("Wanda", "wanda"),
+    ("RIA", "ria"),
+    ("DSnoT", "dsnot"),
+    ("SparseGPT", "sparsegpt"),
+    ("ALPS", "alps"),
+];
+
+/// The document with the tables of these runs.
+pub(super) fn written(text: &str, runs: &[Value], authors: &[Value]) -> Result<String> {
+    let (before, rest) = text.split_once(BEGIN).context("docs/results.md has no place for tables")?;
+    let (_, after) = rest.split_once(END).context("docs/results.md has no end of tables")?;
+    let mut tables = String::new();
+    for model in &MODELS {
+        let own: Vec<&Value> = runs.iter().filter(|run| run["model"] == model.name).collect();
+        if own.is_empty() {
+            continue;
+        }
+        writeln!(tables, "### {}\n\n{}.\n", model.name, model.metric)?;
+        let heads: Vec<String> = PATTERNS.iter().map(|pattern| format!(" {pattern} |")).collect();
+        writeln!(
+            tables,
+            "| |{} seconds | peak memory |\n|---|{}---|---|",
+            heads.concat(),
+            "---|".repeat(PATTERNS.len())
+        )?;
+        for (row, _) in &ROWS {
+            let of_row: Vec<&Value> = own.iter().copied().filter(|run| run["row"] == *row).collect();
+            if of_row.is_empty() {
+                continue;
+            }
+            let cell = |pattern: &str| {
+                let runs = of_row.iter().filter(|run| run["pattern"] == pattern);
+                let cell = spread(&runs.filter_map(|run| run["gap"].as_f64()).collect::<Vec<_>>());
+                format!(" {cell} |")
+            };
+            let cells: String = PATTERNS.iter().map(|pattern| cell(pattern)).collect();
+            let mean = |field: &str| {
+                let values: Vec<f64> = of_row.iter().filter_map(|run| run[field].as_f64()).collect();
+                values.iter().sum::<f64>() / values.len().max(1) as f64
+            };
+            let (seconds, memory) = (mean("seconds"), mean("peak_rss_bytes") / 1e6);
+            writeln!(tables, "| {row} |{cells} {seconds:.1} | {memory:.0} MB |")?;
+        }
+        tables.push('\n');
+        tables += &beside_authors(model.name, &own, authors)?;
+    }
+    Ok(format!("{before}{BEGIN}\n{tables}{END}{after}"))
+}
+
+/// Our runs at 2:4 beside those of the authors' code on the same tokens.
+fn beside_authors(model: &str, own: &[&Value], authors: &[Value]) -> Result<String> {
+    let mut rows = String::new();
+    for (row, method) in AUTHORS {
+        let theirs = authors.iter().filter(|run| run["model"] == model && run["method"] == method);
+        let theirs: Vec<f64> = theirs.filter_map(|run| run["gap"].as_f64()).collect();
+        let ours = own.iter().filter(|run| run["row"] == row && run["pattern"] == "2:4");
+        let ours: Vec<f64> = ours.filter_map(|run| run["gap"].as_f64()).collect();
+        if !theirs.is_empty() && !ours.is_empty() {
+            writeln!(rows, "| {row} | {} | {} |", spread(&ours), spread(&theirs))?;
+        }
+    }
+    let head = "Plain 2:4 beside the public code of the methods' authors, on the same calibration tokens:\n\n\
+                | | ours | theirs |\n|---|---|---|\n";
+    Ok(if rows.is_empty() { rows } else { format!("{head}{rows}\n") })
+}
+
+/// Mean and standard deviation over seeds; a single run has no deviation, and none is a dash.
+fn spread(gaps: &[f64]) -> String {
+    let n = gaps.len() as f64;
+    let mean = gaps.iter().sum::<f64>() / n;
+    match gaps.len() {
+        0 => "–".to_owned(),
+        1 => format!("{mean:.2}"),
+        _ => {
+            let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / (n - 1.0);
+            format!("{mean:.2} ± {:.2}", variance.sqrt())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::spread;
+
+    #[test]
+    fn a_spread_is_that_of_a_sample() {
+        assert_eq!(spread(&[]), "–");
+        assert_eq!(spread(&[1.0]), "1.00");
+        assert_eq!(spread(&[1.0, 2.0, 3.0]), "2.00 ± 1.00");
+    }
+}
