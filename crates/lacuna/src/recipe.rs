@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lacuna_core::{Pattern, ValueType};
+use lacuna_core::{Pattern, ValueType, Window};
 use lacuna_format::read_json;
 use lacuna_prune::{Criterion, Method, Permute, Selection, Update};
 use serde::{Deserialize, Serialize};
@@ -122,9 +122,11 @@ impl Recipe {
         }
     }
 
-    /// The pattern with the window of this recipe, if it has none of its own and is not plain 2:4.
+    /// The pattern with the window of this recipe, if it has none of its own and is not plain 2:4. Columns in an order of
+    /// their own come from anywhere in the row.
     pub fn widen(&self, pattern: Pattern) -> Pattern {
         match self.window {
+            _ if self.permute == Permute::Paper => pattern.with_window(Window::All).unwrap_or(pattern),
             Some(columns) if pattern.is_grouped() && pattern != Pattern::PLAIN => pattern.with_window_up_to(columns),
             _ => pattern,
         }
@@ -151,5 +153,6 @@ mod tests {
         assert_eq!(widened("64:2:8"), "64:2:8@496");
         assert_eq!(widened("64:2:8@16"), "64:2:8@16");
         assert_eq!(widened("2:4"), "2:4");
+        assert_eq!(Recipe::named("paper").unwrap().widen("2:4".parse().unwrap()).to_string(), "2:4@all");
     }
 }

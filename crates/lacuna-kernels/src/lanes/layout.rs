@@ -109,7 +109,7 @@ pub(super) struct Layout {
     /// `[strips, blocks, lanes]`; none for floats
     pub(super) scales: Vec<f16>,
     pub(super) tiles: Vec<Tile>,
-    /// packed row of each output row
+    /// output row of each packed row
     pub(super) row_order: Option<Permutation>,
     pub(super) chunk_bytes: usize,
     pub(super) lanes: usize,
@@ -142,7 +142,7 @@ impl Layout {
             joined_blocks,
             scales: vec![],
             tiles: vec![],
-            row_order: packed.row_order().map(Permutation::inverse),
+            row_order: packed.row_order().cloned(),
             chunk_bytes,
             lanes,
             window,

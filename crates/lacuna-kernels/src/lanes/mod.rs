@@ -217,14 +217,7 @@ impl<E: Element> Weight for Lanes<E> {
             tile.with_scales_repeated(layout.joined_blocks, layout.blocks())
         };
         let inputs = input_tiles(input, x, layout.lanes, layout.block_columns, parallel);
-        let mut rest = y.data_mut();
-        let mut work = Vec::with_capacity(layout.tiles.len());
-        for tile in &layout.tiles {
-            let (part, tail) = rest.split_at_mut(tile.len * tokens);
-            work.push((tile, part));
-            rest = tail;
-        }
-        let run_tile = |(tile, part): (&Tile, &mut [f32])| {
+        let run_tile = |tile: &Tile, part: &mut [f32]| {
             let mut gathered = Aligned::scratch(0);
             for input in &inputs {
                 // SAFETY: `prepare` has seen the features and made the layout.
@@ -233,23 +226,58 @@ impl<E: Element> Weight for Lanes<E> {
             gathered.shelve();
             self.bias.add_to(tile.start, part, tokens);
         };
-        if parallel {
-            work.into_par_iter().for_each(run_tile);
-        } else {
-            work.into_iter().for_each(run_tile);
+        match &layout.row_order {
+            Some(order) if tokens > MAX_TOKENS => {
+                // Rows go to their places while they are in the cache.
+                let mut rows: Vec<Option<&mut [f32]>> = y.data_mut().chunks_mut(tokens).map(Some).collect();
+                let mut rows: Vec<&mut [f32]> =
+                    order.as_slice().iter().filter_map(|&row| rows[row as usize].take()).collect();
+                let mut rest = &mut rows[..];
+                let mut work = Vec::with_capacity(layout.tiles.len());
+                for tile in &layout.tiles {
+                    let (part, tail) = rest.split_at_mut(tile.len);
+                    work.push((tile, part));
+                    rest = tail;
+                }
+                run_all(work, parallel, |(tile, rows)| {
+                    let mut part = Aligned::scratch(tile.len * tokens);
+                    run_tile(tile, &mut part);
+                    rows.iter_mut().zip(part.chunks(tokens)).for_each(|(row, part)| row.copy_from_slice(part));
+                    part.shelve();
+                });
+            }
+            order => {
+                let mut rest = y.data_mut();
+                let mut work = Vec::with_capacity(layout.tiles.len());
+                for tile in &layout.tiles {
+                    let (part, tail) = rest.split_at_mut(tile.len * tokens);
+                    work.push((tile, part));
+                    rest = tail;
+                }
+                run_all(work, parallel, |(tile, part)| run_tile(tile, part));
+                if let Some(order) = order
+                    && let Ok(ordered) = order.inverse().permute_rows(y)
+                {
+                    *y = ordered;
+                }
+            }
         }
         for input in inputs {
             input.data.shelve();
-        }
-        if let Some(order) = &layout.row_order
-            && let Ok(ordered) = order.permute_rows(y)
-        {
-            *y = ordered;
         }
     }
 
     fn rows(&self) -> usize {
         self.layout.rows
+    }
+}
+
+/// Does every piece of work, side by side if that pays.
+fn run_all<T: Send>(work: Vec<T>, parallel: bool, run: impl Fn(T) + Sync + Send) {
+    if parallel {
+        work.into_par_iter().for_each(run);
+    } else {
+        work.into_iter().for_each(run);
     }
 }
 

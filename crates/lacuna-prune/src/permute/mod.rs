@@ -110,6 +110,7 @@ impl Permute {
                 rows = Some(order);
             }
             Self::Paper => {
+                let pattern = Pattern::new(pattern.v(), pattern.m())?;
                 let orders = paper(scores, pattern)?;
                 arranged = Scores::new(orders.rows.permute_rows(scores.matrix())?)?;
                 let by_column = Scores::new(orders.columns.permute_columns(arranged.matrix())?)?;
