@@ -33,7 +33,6 @@ fi
 "$lacuna" eval "$work/sparse" --data "$text/tinystories-eval.jsonl" --baseline "$model" --json | tee "$work/ours.json"
 "$lacuna" run "$work/sparse" "Once upon a time" --max-new-tokens 24
 "$lacuna" export "$work/sparse" "$work/dense" --format dense
-"$lacuna" verify "$work/dense" --pattern 64:2:8 --quiet | tail -n 1
 TQDM_DISABLE=1 "$hf/bin/python" scripts/hf_perplexity.py "$work/dense" "$text/tinystories-eval.jsonl" | tee "$work/theirs.json"
 
 python3 - "$work" "$(shown sparse)" <<'EOF'
@@ -54,12 +53,12 @@ EOF
 # Encoders: the same way, each with its own task. Those of images are evaluated on what calibration never sees.
 encoder() {
     local name=$1 task=$2 set=$3 calibration=$4 input=$5
-    "$lacuna" prune "$models/$name" "$work/$name" --pattern 64:2:5 --calibration "$calibration" --seed 0
+    "$lacuna" prune "$models/$name" "$work/$name" --pattern 64:2:5 --effort high \
+        --calibration "$calibration" --seed 0
     "$lacuna" verify "$work/$name" --quiet | tail -n 1
     "$lacuna" eval "$work/$name" --task "$task" --data "$set" --baseline "$models/$name" --json | tee "$work/ours.json"
     "$lacuna" run "$work/$name" "$input" --json | cut -c -200
     "$lacuna" export "$work/$name" "$work/$name-dense" --format dense
-    "$lacuna" verify "$work/$name-dense" --pattern 64:2:5 --quiet | tail -n 1
     # Every fifth image by name is what `prune` calibrates on.
     find "$set" -name '*.jpg' -printf '%P\n' | sort | awk 'NR % 5 != 1' > "$work/names.txt"
     TQDM_DISABLE=1 "$hf/bin/python" scripts/hf_encoders.py "$work/$name-dense" "$set" --task "$task" \

@@ -166,6 +166,10 @@ fn rows_and_columns_in_another_order_are_the_same_layer() {
     for (permute, pattern, updates) in [
         (Permute::Rows, "8:2:8@all", &UPDATES[..]),
         (Permute::Paper, "8:2:8@all", &[Update::None, Update::Lsq, Update::DsNoT]),
+        // The last block has 4 columns of 5, then 1, then 2 of 4.
+        (Permute::Paper, "8:2:5@all", &[Update::None]),
+        (Permute::Paper, "8:2:7@all", &[Update::None]),
+        (Permute::Paper, "2:4@all", &[Update::None]),
     ] {
         for &update in updates {
             let selection = if permute == Permute::Paper { Selection::Paper } else { Selection::Assignment };

@@ -123,12 +123,23 @@ impl Permute {
 }
 
 /// A mask that was chosen on reordered columns as one of the columns as they are: its groups take theirs from anywhere.
+/// Where the last block was too narrow for a group, the best of the columns that are left fill it up.
 fn back_in_order(mask: &Mask, order: &Permutation, scores: &Scores) -> Result<Mask> {
     let grid = *mask.grid();
     let free = grid.pattern().with_window(Window::All)?.grid(grid.rows(), grid.cols())?;
     let column = |c: u32| order.as_slice().get(c as usize).copied().unwrap_or(c);
     let mut columns: Vec<[u32; GROUP_COLUMNS]> = mask.all_columns().iter().map(|four| four.map(column)).collect();
-    columns.chunks_mut(grid.groups()).for_each(|groups| free.arrange(groups));
+    for (block, groups) in columns.chunks_mut(grid.groups()).enumerate() {
+        let mut sums = vec![0.0; grid.cols()];
+        for row in grid.block_rows(block) {
+            sums.iter_mut().zip(scores.matrix().row(row)).for_each(|(sum, score)| *sum += score);
+        }
+        let mut left: Vec<u32> = (0..grid.cols() as u32).filter(|c| !groups.as_flattened().contains(c)).collect();
+        left.sort_by(|&a, &b| sums[a as usize].total_cmp(&sums[b as usize]).then(b.cmp(&a)));
+        let padding = groups.as_flattened_mut().iter_mut().filter(|c| **c as usize >= grid.cols());
+        padding.for_each(|c| *c = left.pop().unwrap_or(*c));
+        free.arrange(groups);
+    }
     of_columns(scores, free, columns)
 }
 
