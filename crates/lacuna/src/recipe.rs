@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lacuna_core::{Pattern, ValueType, Window};
+use lacuna_core::{GROUP_COLUMNS, Pattern, ValueType, Window};
 use lacuna_format::read_json;
 use lacuna_prune::{Criterion, Method, Permute, Selection, Update};
 use serde::{Deserialize, Serialize};
@@ -122,12 +122,12 @@ impl Recipe {
         }
     }
 
-    /// The pattern with the window of this recipe, if it has none of its own and is not plain 2:4. Columns in an order of
+    /// The pattern with the window of this recipe, if it has none of its own and keeps less than 2:4. Columns in an order of
     /// their own come from anywhere in the row.
     pub fn widen(&self, pattern: Pattern) -> Pattern {
         match self.window {
             _ if self.permute == Permute::Paper => pattern.with_window(Window::All).unwrap_or(pattern),
-            Some(columns) if pattern.is_grouped() && pattern != Pattern::PLAIN => pattern.with_window_up_to(columns),
+            Some(columns) if pattern.is_grouped() && pattern.m() > GROUP_COLUMNS => pattern.with_window_up_to(columns),
             _ => pattern,
         }
     }

@@ -35,6 +35,33 @@ fn module_pattern_that_matches_nothing() {
 }
 
 #[test]
+fn recipes_that_are_none() {
+    let tiny = Tiny::new();
+    let prune = "prune model out --pattern 16:2:8 --calibration text.txt";
+    let refuse = |flags: &str, words: &[&str]| refuses(&tiny, &format!("{prune} {flags}"), USAGE, words);
+    refuse("--recipe best", &["recipe best", "default"]);
+    refuse("--recipe ria --effort high", &["--recipe", "--effort"]);
+    refuse("--aim 1.5", &["aim is 1.5", "0 to 1"]);
+    refuse("--recipe wanda --ria-exponent 1", &["--ria-exponent", "wanda"]);
+    refuse("--permute paper", &["permute paper", "window"]);
+    refuse("--max-memory 1M", &["--max-memory", "--calibration-samples"]);
+    for (recipe, words) in [
+        ("{", &["recipe.json"][..]),
+        (r#"{"criterion": "wanda", "selection": "exact", "update": "luck"}"#, &["recipe.json", "luck"]),
+        (r#"{"criterion": "wanda", "selection": "exact", "update": "lsq", "luck": 1}"#, &["recipe.json", "luck"]),
+        (
+            r#"{"criterion": "wanda", "selection": "exact", "update": "lsq", "window": 0}"#,
+            &["recipe.json", "window is 0"],
+        ),
+    ] {
+        tiny.write("recipe.json", recipe.as_bytes());
+        refuse(&format!("--recipe {}", tiny.path("recipe.json").display()), words);
+    }
+    refuses(&tiny, "prune model out --calibration text.txt", USAGE, &["--pattern"]);
+    refuses(&tiny, "prune model out --plan nowhere.json --calibration text.txt", FAILED, &["nowhere.json"]);
+}
+
+#[test]
 fn module_pattern_that_is_none() {
     for pattern in ["re:(", "re:(a{999}){999}", "a[", "{a"] {
         refuses(&Tiny::new(), &format!("{PRUNE} --include {pattern}"), USAGE, &[pattern, "not a module pattern"]);

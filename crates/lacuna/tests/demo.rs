@@ -20,13 +20,14 @@ fn the_demo_shows_what_each_pattern_costs_and_gains() {
     let perplexity = column("perplexity");
     assert!((perplexity[0].ln() - 1.1595).abs() < 0.001, "{}", perplexity[0]);
     assert!(perplexity.is_sorted(), "{perplexity:?}");
-    // docs/format.md, "Size": 2:4 0.578 of dense, 64:2:5 0.463, 64:2:8 0.289; 192 and 512 are no multiples of 5.
+    // docs/format.md, "Size": 2:4 0.578 of dense, 64:2:5 0.463, 64:2:8 0.289, and 4 bytes a row for its order; 192 and 512
+    // are no multiples of 5.
     let bytes = column("linear_bytes");
-    for (i, limit) in [(1, 0.58), (2, 0.47), (3, 0.30)] {
+    for (i, limit) in [(1, 0.58), (2, 0.485), (3, 0.30)] {
         assert!(bytes[i] / bytes[0] <= limit, "{}: {} of dense", variants[i], bytes[i] / bytes[0]);
     }
     assert!(column("bytes").is_sorted_by(|a, b| a > b));
     assert!(column("prefill_tokens_per_second").iter().chain(&column("decode_tokens_per_second")).all(|&r| r > 0.0));
     assert_eq!(shown["samples"].as_array().unwrap().len(), 4);
-    assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
+    assert!(started.elapsed().as_secs() < 120, "{:?}", started.elapsed());
 }

@@ -177,10 +177,7 @@ fn a_decoder_keeps_more_and_says_the_same() {
         assert!(off < 2e-4 * largest(want.data().iter().copied()).max(1.0), "{off} off");
         // What follows: a plain pattern, which the export obeys without an order of its own.
         for dir in ["model", "out"] {
-            tiny.lacuna(&format!(
-                "prune {dir} {dir}-sparse --pattern 16:2:8 --selection paper --criterion ria --ria-exponent 0"
-            ))
-            .ok();
+            tiny.lacuna(&format!("prune {dir} {dir}-sparse --pattern 16:2:8 --recipe ria --ria-exponent 0")).ok();
             tiny.lacuna(&format!("verify {dir}-sparse")).ok();
             tiny.lacuna(&format!("export {dir}-sparse {dir}-zeros")).ok();
         }

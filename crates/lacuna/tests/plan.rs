@@ -99,7 +99,7 @@ fn the_most_diverse_pattern_that_will_do() {
 #[test]
 fn bytes_are_those_that_prune_writes() {
     let tiny = Tiny::new();
-    let pruned = tiny.lacuna("prune model out --pattern 16:2:8 --criterion magnitude --json").json();
+    let pruned = tiny.lacuna("prune model out --pattern 16:2:8 --recipe magnitude --json").json();
     let after = pruned["bytes_after"].as_u64().unwrap();
     let out = tiny.lacuna(&format!("plan model plan.json --patterns 16:2:8 --bytes {after} --json")).json();
     assert_eq!(out["plan"]["bytes_after"], after);
@@ -176,7 +176,7 @@ fn a_speedup_is_measured_and_reached() {
     let pattern = plan.layers.iter().find_map(|layer| layer.pattern).unwrap();
     let include: Vec<String> =
         plan.layers.iter().filter(|l| l.pattern.is_some()).map(|l| format!("--include {}", l.name)).collect();
-    tiny.lacuna(&format!("prune model out --pattern {pattern} --criterion magnitude {}", include.join(" "))).ok();
+    tiny.lacuna(&format!("prune model out --pattern {pattern} --recipe magnitude {}", include.join(" "))).ok();
     let reached = reached(&plan, &tiny.path("out")).unwrap();
     assert_eq!(reached.len(), 2);
     for case in reached {

@@ -99,12 +99,20 @@ impl Permute {
         }
     }
 
+    /// Whether a layer of this pattern gets an order of its rows. Where groups keep all of their columns, any is as good.
+    pub fn orders_rows(self, pattern: Pattern) -> bool {
+        match self {
+            Self::None => false,
+            Self::Rows => pattern.m() > GROUP_COLUMNS || !pattern.is_grouped(),
+            Self::Paper => true,
+        }
+    }
+
     pub(crate) fn arrange(self, scores: &Scores, pattern: Pattern, selection: Selection) -> Result<Arrangement> {
         let mut arranged = scores.clone();
         let mut rows = None;
         match self {
-            Self::None => {}
-            Self::Rows => {
+            Self::Rows if self.orders_rows(pattern) => {
                 let order = cluster_rows(scores, pattern, selection)?;
                 arranged = Scores::new(order.permute_rows(scores.matrix())?)?;
                 rows = Some(order);
@@ -117,6 +125,7 @@ impl Permute {
                 let mask = back_in_order(&selection.select(&by_column, pattern)?, &orders.columns, &arranged)?;
                 return Ok(Arrangement { scores: arranged, mask, rows: Some(orders.rows) });
             }
+            Self::None | Self::Rows => {}
         }
         Ok(Arrangement { mask: selection.select(&arranged, pattern)?, scores: arranged, rows })
     }

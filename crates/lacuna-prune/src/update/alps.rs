@@ -86,6 +86,6 @@ pub(super) fn run(task: &Task, hessian: &Hessian) -> Result<(Matrix, Mask)> {
         }
     }
     let mask = same_columns(&squares(&primal)?, &mask)?;
-    let refit = lsq::refit_from(hessian, &target, &mask, &primal)?;
+    let refit = lsq::refit(hessian, &target, &mask, &primal);
     Ok((refit, mask))
 }

@@ -4,7 +4,7 @@
 //! together. A block's rows share their columns `C`, so only `H̃[C, C]` is touched. `H̃` has a diagonal of ones: it is
 //! preconditioned already.
 
-use lacuna_core::{Mask, Matrix, Result};
+use lacuna_core::{Mask, Matrix};
 use lacuna_kernels::dense::{View, matmul};
 use rayon::prelude::*;
 
@@ -17,7 +17,7 @@ const CONVERGED: f64 = 1e-10;
 
 /// The best weights under `mask` for the scaled weight `target`, looked for from `start` on, whose entries outside of the mask do
 /// not matter.
-pub(super) fn refit_from(hessian: &Hessian, target: &Matrix, mask: &Mask, start: &Matrix) -> Result<Matrix> {
+pub(super) fn refit(hessian: &Hessian, target: &Matrix, mask: &Mask, start: &Matrix) -> Matrix {
     let (grid, cols) = (*mask.grid(), target.cols());
     let mut wanted = Matrix::zeros(target.rows(), cols);
     matmul(wanted.data_mut(), [cols, 1], 0.0, 1.0, View::of(target), View::of(hessian.scaled()), true);
@@ -44,7 +44,7 @@ pub(super) fn refit_from(hessian: &Hessian, target: &Matrix, mask: &Mask, start:
             columns.iter().zip(x).for_each(|(&c, &x)| out[c] = x);
         }
     });
-    Ok(out)
+    out
 }
 
 /// Conjugate gradients on every row: `x·h = wanted` where `keep` is 1, `x = 0` where it is 0. `h` is `[width, width]`, the

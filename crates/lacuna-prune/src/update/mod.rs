@@ -86,7 +86,7 @@ impl Update {
             Self::Lsq => {
                 let hessian = task.hessian()?;
                 let target = hessian.scale(task.weight);
-                let refit = lsq::refit_from(hessian, &target, &task.mask, &target)?;
+                let refit = lsq::refit(hessian, &target, &task.mask, &target);
                 Ok((hessian.unscale(refit), task.mask))
             }
             Self::SparseGpt => {

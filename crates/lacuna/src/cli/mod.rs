@@ -168,6 +168,18 @@ fn dispatch(command: Command, ui: &Ui) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A whole number of bytes, or a number with a unit.
+fn size(text: &str) -> Result<u64, String> {
+    let units = [("", 1.0), ("K", 1e3), ("M", 1e6), ("G", 1e9)];
+    let binary = [("KiB", 1024.0), ("MiB", 1_048_576.0), ("GiB", 1_073_741_824.0)];
+    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor = units.iter().chain(&binary).find(|(name, _)| *name == unit).map(|(_, factor)| factor);
+    let bytes = number.parse().ok().zip(factor).map(|(n, factor): (f64, _)| n * factor);
+    let bytes = bytes.filter(|bytes| (1.0..1e18).contains(bytes)).map(|bytes| bytes as u64);
+    bytes.ok_or_else(|| "must be a number of bytes, alone or with K, M, G, KiB, MiB or GiB".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;

@@ -39,7 +39,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "D", value_parser = share)]
     density: Option<f64>,
     /// Bytes of all weights of the model, also written as 500M or 1.5GiB
-    #[arg(long, value_name = "B", value_parser = size)]
+    #[arg(long, value_name = "B", value_parser = super::size)]
     bytes: Option<u64>,
     /// How patterns are chosen
     #[arg(long, value_enum, default_value_t = ByName::Diversity)]
@@ -112,18 +112,6 @@ fn more_than_one(text: &str) -> Result<f64, String> {
 fn share(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|&d: &f64| d > 0.0 && d < 1.0);
     number.ok_or_else(|| "must be more than 0 and less than 1".to_owned())
-}
-
-/// A whole number of bytes, or a number with a unit.
-fn size(text: &str) -> Result<u64, String> {
-    let units = [("", 1.0), ("K", 1e3), ("M", 1e6), ("G", 1e9)];
-    let binary = [("KiB", 1024.0), ("MiB", 1_048_576.0), ("GiB", 1_073_741_824.0)];
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let factor = units.iter().chain(&binary).find(|(name, _)| *name == unit).map(|(_, factor)| factor);
-    let bytes = number.parse().ok().zip(factor).map(|(n, factor): (f64, _)| n * factor);
-    let bytes = bytes.filter(|bytes| (1.0..1e18).contains(bytes)).map(|bytes| bytes as u64);
-    bytes.ok_or_else(|| "must be a number of bytes, alone or with K, M, G, KiB, MiB or GiB".to_owned())
 }
 
 impl Args {

@@ -99,6 +99,9 @@ pub(super) struct Args {
     /// Tokens of a calibration sample [default: the model's context, at most 2048; of sentences: all, up to the context]
     #[arg(long, value_name = "N")]
     calibration_length: Option<usize>,
+    /// Refuse to begin if more than this many bytes of memory are expected, also written as 500M or 1.5GiB
+    #[arg(long, value_name = "BYTES", value_parser = super::size)]
+    max_memory: Option<u64>,
     /// Only say what would be done: layers, peak memory, sizes
     #[arg(long)]
     dry_run: bool,
@@ -212,7 +215,7 @@ impl Args {
         Ok(Options {
             patterns: match (self.pattern, &self.plan) {
                 (Some(pattern), _) => Patterns::Uniform(pattern),
-                (None, Some(plan)) => Patterns::Planned(PlanFile::read(plan)?),
+                (None, Some(plan)) => Patterns::Planned(Box::new(PlanFile::read(plan)?)),
                 (None, None) => return Err(UsageError("pass --pattern or --plan".to_owned()).into()),
             },
             recipe: self.recipe()?,
@@ -321,6 +324,14 @@ pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
         let forecast = job.forecast()?;
         ui.result(&forecast, || forecast_text(&forecast));
         return Ok(());
+    }
+    if let Some(most) = args.max_memory {
+        let expected = job.forecast()?.peak_memory_bytes;
+        if expected > most {
+            let (expected, most) = (bytes(expected), bytes(most));
+            let ways = "give fewer --calibration-samples, a lower --effort or --aim 0, or allow more";
+            return Err(UsageError(format!("--max-memory {most}: about {expected} are needed; {ways}")).into());
+        }
     }
     let progress = ui.progress("prune", job.steps());
     let report = job.run(&args.output, &progress)?;

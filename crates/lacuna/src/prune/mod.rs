@@ -16,7 +16,7 @@ use indicatif::ProgressBar;
 use lacuna_core::{Pattern, ValueType};
 use lacuna_format::{Checkpoint, LayerSparsity, METHOD, SPARSITY_KEY, Sparsity, Staging, VERSION};
 use lacuna_model::{Config, LinearSpec, Sample, family};
-use lacuna_prune::Permute;
+use lacuna_prune::{Permute, Update};
 use serde_json::{Value, json};
 
 use crate::UsageError;
@@ -24,7 +24,7 @@ use crate::calibrate::Calibration;
 use crate::modules::{Selector, linears};
 use crate::output::{check_output, copy_companions, write_index};
 use crate::plan::PlanFile;
-use crate::recipe::Recipe;
+use crate::recipe::{Order, Recipe};
 
 pub use report::{Forecast, LayerForecast, LayerReport, Report};
 
@@ -34,7 +34,7 @@ pub enum Patterns {
     /// all that are chosen the same
     Uniform(Pattern),
     /// each its own; those that have none stay dense
-    Planned(PlanFile),
+    Planned(Box<PlanFile>),
 }
 
 /// How to prune.
@@ -127,7 +127,7 @@ impl Job {
         let mut layers = vec![];
         for Chosen { spec: layer, pattern } in &self.chosen {
             let grid = pattern.grid(layer.rows, layer.cols)?;
-            let ordered = self.options.recipe.permute != Permute::None;
+            let ordered = self.options.recipe.permute.orders_rows(*pattern);
             let packed = lacuna_format::packed_bytes(&grid, self.value_type(layer)?, ordered);
             layers.push(LayerForecast {
                 name: layer.name.clone(),
@@ -269,7 +269,7 @@ impl Job {
         copy_companions(staging, self.checkpoint.dir())
     }
 
-    /// Estimate: the largest layer beside its packed form, or one block at work on a batch.
+    /// Estimate: the largest layer at work, with what is known of its input, beside one block and the samples.
     fn peak_memory(&self, layers: &[LayerForecast]) -> u64 {
         let weights = |l: &LayerForecast| (l.shape[0] * l.shape[1]) as u64;
         let largest = layers.iter().map(weights).max().unwrap_or(0);
@@ -283,12 +283,30 @@ impl Job {
         if self.samples.is_empty() {
             return pruning;
         }
-        let blocks = self.config.blocks();
+        let (blocks, recipe) = (self.config.blocks(), &self.options.recipe);
         let tokens: u64 = self.samples.iter().map(|sample| self.config.tokens_of(sample) as u64).sum();
         let (hidden, inner) = (blocks.hidden_size as u64, blocks.intermediate_size as u64);
         let block: u64 = blocks.linears(0).iter().map(|l| (l.rows * l.cols) as u64 * 4).sum();
-        let grams = 4 * (2 * hidden * hidden + (blocks.heads * blocks.head_dim).pow(2) as u64 + inner * inner);
-        pruning + tokens * hidden * 4 + block + grams + 2048 * 4 * (3 * inner + 6 * hidden)
+        let inputs = [hidden, hidden, (blocks.heads * blocks.head_dim) as u64, inner].map(|k| k * k);
+        let widest = inputs.into_iter().max().unwrap_or(0);
+        let held: u64 = if recipe.order == Order::Layer { widest } else { inputs.iter().sum() };
+        // The dense model runs along with a stream and a block of its own, and its inputs against the others.
+        let models = if recipe.aim > 0.0 { 2 } else { 1 };
+        let streams = models * (tokens * hidden * 4 + block + 2048 * 4 * (3 * inner + 6 * hidden));
+        // of f32: Gram matrices; the scaled Hessian and what maps to the target; of f64, one after the other: a matrix, its
+        // factor and its inverse
+        let (of_inputs, factors) = match recipe.update {
+            Update::None | Update::DsNoT => (4 * models * held, 0),
+            Update::Lsq | Update::SparseGpt | Update::Alps => (8 * models * held, 32 * widest),
+        };
+        // whole copies of a layer at work beside the weight
+        let copies = match recipe.update {
+            Update::None if recipe.permute == Permute::None => 0,
+            Update::None | Update::DsNoT => 3,
+            Update::Lsq | Update::SparseGpt => 6,
+            Update::Alps => 11,
+        };
+        pruning + streams + of_inputs + factors + copies * 4 * largest
     }
 }
 
