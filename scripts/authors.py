@@ -25,6 +25,8 @@ The groups of the permuted methods are 2:4 in an order of the inputs that each l
 that order, OUT keeps the original one. Needs the packages pinned in requirements.txt next to this script, and for RIA's
 repository scipy 1.17.1.
 
+  lacuna prune MODEL OUT --pattern 2:4 --calibration FILE --calibration-samples 64 --calibration-length 512 \
+      --write-samples tokens.jsonl
   python scripts/authors.py wanda MODEL OUT --code wanda --calibration tokens.jsonl
   python scripts/hf_perplexity.py OUT data.jsonl
 """

@@ -17,6 +17,9 @@ pub(crate) struct Args {
     /// Whose shapes
     #[arg(long, value_enum)]
     like: Like,
+    /// Fewer blocks than it has
+    #[arg(long, value_name = "N")]
+    layers: Option<usize>,
     /// Directory to write
     #[arg(long)]
     output: PathBuf,
@@ -95,6 +98,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }),
     };
     config["torch_dtype"] = json!(args.dtype.names().0);
+    if let Some(layers) = args.layers {
+        config["num_hidden_layers"] = json!(layers);
+    }
     if args.untied {
         config["tie_word_embeddings"] = json!(false);
     }

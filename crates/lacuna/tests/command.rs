@@ -489,3 +489,16 @@ fn zeros_of_the_original_stay_what_they_are() {
     tiny.lacuna("export sparse dense").ok();
     assert!(read_checkpoint(&tiny.path("dense"))[Q].data.iter().all(|&byte| byte == 0));
 }
+
+#[test]
+fn samples_are_written_for_other_tools() {
+    let tiny = Tiny::new();
+    let prune =
+        "prune model out --pattern 16:2:8 --calibration text.txt --calibration-samples 3 --calibration-length 16";
+    tiny.lacuna(&format!("{prune} --write-samples samples.jsonl")).ok();
+    assert!(!tiny.path("out").exists());
+    let text = fs::read_to_string(tiny.path("samples.jsonl")).unwrap();
+    let samples: Vec<Vec<u32>> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(samples.iter().map(Vec::len).collect::<Vec<_>>(), [16, 16, 16]);
+    assert_ne!(samples[0], samples[1]);
+}

@@ -102,6 +102,9 @@ pub(super) struct Args {
     /// Refuse to begin if more than this many bytes of memory are expected, also written as 500M or 1.5GiB
     #[arg(long, value_name = "BYTES", value_parser = super::size)]
     max_memory: Option<u64>,
+    /// Only write the calibration samples, a line of token ids each, for other tools to prune on the same
+    #[arg(long, value_name = "FILE", requires = "calibration")]
+    write_samples: Option<PathBuf>,
     /// Only say what would be done: layers, peak memory, sizes
     #[arg(long)]
     dry_run: bool,
@@ -320,6 +323,11 @@ impl Args {
 
 pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let job = Job::new(&args.model, args.options(ui.seed)?)?;
+    if let Some(path) = &args.write_samples {
+        job.write_samples(path)?;
+        ui.note(&format!("wrote {}; nothing was pruned", path.display()));
+        return Ok(());
+    }
     if args.dry_run {
         let forecast = job.forecast()?;
         ui.result(&forecast, || forecast_text(&forecast));

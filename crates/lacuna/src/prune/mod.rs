@@ -122,6 +122,18 @@ impl Job {
         self.chosen.len() as u64
     }
 
+    /// Writes the calibration samples, a line of JSON each: their token ids.
+    pub fn write_samples(&self, path: &Path) -> Result<()> {
+        let mut lines = String::new();
+        for sample in &self.samples {
+            match sample {
+                Sample::Tokens(tokens) => lines += &(serde_json::to_string(tokens)? + "\n"),
+                Sample::Pixels(_) => bail!("--write-samples writes token ids; images are files already"),
+            }
+        }
+        std::fs::write(path, lines).with_context(|| path.display().to_string())
+    }
+
     /// What will be done.
     pub fn forecast(&self) -> Result<Forecast> {
         let mut layers = vec![];
