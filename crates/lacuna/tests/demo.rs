@@ -29,5 +29,5 @@ fn the_demo_shows_what_each_pattern_costs_and_gains() {
     assert!(column("bytes").is_sorted_by(|a, b| a > b));
     assert!(column("prefill_tokens_per_second").iter().chain(&column("decode_tokens_per_second")).all(|&r| r > 0.0));
     assert_eq!(shown["samples"].as_array().unwrap().len(), 4);
-    assert!(started.elapsed().as_secs() < 120, "{:?}", started.elapsed());
+    assert!(started.elapsed().as_secs() < 180, "{:?}", started.elapsed());
 }
