@@ -3,7 +3,7 @@
 mod common;
 
 use common::{FAILED, Q, Tensor, Tiny, USAGE, WEIGHTS, refused, refuses};
-use lacuna::plan::{PlanFile, reached};
+use lacuna::plan::PlanFile;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::Dtype;
@@ -172,16 +172,45 @@ fn a_speedup_is_measured_and_reached() {
     for candidate in list(&out, "candidates") {
         assert_eq!(list(candidate, "speedups").len(), 2);
     }
-    // One pattern for some layers, as `prune` can be told already.
-    let pattern = plan.layers.iter().find_map(|layer| layer.pattern).unwrap();
-    let include: Vec<String> =
-        plan.layers.iter().filter(|l| l.pattern.is_some()).map(|l| format!("--include {}", l.name)).collect();
-    tiny.lacuna(&format!("prune model out --pattern {pattern} --recipe magnitude {}", include.join(" "))).ok();
-    let reached = reached(&plan, &tiny.path("out")).unwrap();
-    assert_eq!(reached.len(), 2);
-    for case in reached {
-        assert!((case.target - 1.2).abs() < 1e-12 && case.speedup > 1.0, "{case:?}");
+    let report = tiny.lacuna("prune model out --plan plan.json --recipe magnitude --json").json();
+    let planned = plan.layers.iter().filter_map(|layer| Some((layer.name.clone(), layer.pattern?.to_string())));
+    let pruned = list(&report, "layers").iter().map(|l| (text(l, "name"), text(l, "pattern")));
+    assert!(pruned.eq(planned));
+    assert_eq!(list(&report, "reached").len(), 2);
+    for case in list(&report, "reached") {
+        assert!((number(case, "target") - 1.2).abs() < 1e-12 && number(case, "speedup") > 1.0, "{case}");
     }
+}
+
+#[test]
+fn a_plan_is_carried_out_layer_by_layer() {
+    let tiny = Tiny::new();
+    let flags = "--by sensitivity --patterns 2:4,16:2:8,16:2:16 --density 0.3 --calibration text.txt";
+    tiny.lacuna(&format!("plan model plan.json {flags}")).ok();
+    let mut plan = tiny.read_json("plan.json");
+    plan["layers"][0]["pattern"] = "16:2:8".into();
+    plan["layers"][1]["pattern"] = "2:4".into();
+    plan["layers"][2]["pattern"] = "dense".into();
+    tiny.write("plan.json", plan.to_string().as_bytes());
+    tiny.lacuna("prune model out --plan plan.json --calibration text.txt").ok();
+    let verdict = tiny.lacuna("verify out --json").json();
+    assert_eq!(verdict["violations"], 0);
+    let dense = text(&plan["layers"][2], "name");
+    assert!(list(&verdict, "dense_layers").iter().any(|name| *name == *dense), "{verdict}");
+    let of = |i: usize| {
+        let name = text(&plan["layers"][i], "name");
+        text(list(&verdict, "layers").iter().find(|layer| text(layer, "name") == name).unwrap(), "pattern")
+    };
+    // The recipe widens the window of all but plain 2:4.
+    assert!(of(0).starts_with("16:2:8@") && of(1) == "2:4", "{} {}", of(0), of(1));
+    plan["layers"][0]["name"] = "model.layers.9.mlp".into();
+    tiny.write("plan.json", plan.to_string().as_bytes());
+    let refused = tiny.lacuna("prune model out --force --plan plan.json --calibration text.txt");
+    assert!(refused.stderr.contains("model.layers.9.mlp"), "{}", refused.stderr);
+}
+
+fn text(value: &Value, field: &str) -> String {
+    value[field].as_str().unwrap().to_owned()
 }
 
 #[test]
