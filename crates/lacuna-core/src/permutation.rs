@@ -58,6 +58,18 @@ impl Permutation {
         Ok(Self(next.0.iter().map(|&i| self.0[i as usize]).collect()))
     }
 
+    /// Undoes [`Self::permute_rows`]: row `self[i]` of the result is row `i` of `matrix`. The lengths must agree.
+    pub fn restore_rows(&self, matrix: &Matrix) -> Result<Matrix> {
+        if matrix.rows() != self.len() {
+            return Err(Error::Length { what: "row order", want: matrix.rows(), got: self.len() });
+        }
+        let mut out = Matrix::zeros(matrix.rows(), matrix.cols());
+        for (new, &old) in self.0.iter().enumerate() {
+            out.row_mut(old as usize).copy_from_slice(matrix.row(new));
+        }
+        Ok(out)
+    }
+
     /// Row `i` of the result is row `self[i]` of `matrix`. The lengths must agree.
     pub fn permute_rows(&self, matrix: &Matrix) -> Result<Matrix> {
         if matrix.rows() != self.len() {

@@ -113,7 +113,7 @@ impl Method {
         let (updated, mask) = self.update.run(task)?;
         let retained_score = share(mask.kept_sum(scores.matrix())?, scores.sum(), 1.0);
         let updated = match &arranged.rows {
-            Some(order) => order.inverse().permute_rows(&updated)?,
+            Some(order) => order.restore_rows(&updated)?,
             None => updated,
         };
         let packed = Packed::pack(&updated, mask, self.values, arranged.rows)?;

@@ -256,7 +256,7 @@ impl<E: Element> Weight for Lanes<E> {
                 }
                 run_all(work, parallel, |(tile, part)| run_tile(tile, part));
                 if let Some(order) = order
-                    && let Ok(ordered) = order.inverse().permute_rows(y)
+                    && let Ok(ordered) = order.restore_rows(y)
                 {
                     *y = ordered;
                 }

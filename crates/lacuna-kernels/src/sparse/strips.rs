@@ -39,7 +39,7 @@ pub(super) struct Strips {
     /// `[strips, G]`
     positions: Vec<u32>,
     tiles: Vec<Tile>,
-    /// packed row of each output row
+    /// output row of each packed row
     row_order: Option<Permutation>,
     bias: Bias,
 }
@@ -78,7 +78,7 @@ impl Strips {
             values,
             positions,
             tiles,
-            row_order: packed.row_order().map(Permutation::inverse),
+            row_order: packed.row_order().cloned(),
             bias,
         }
     }
@@ -107,7 +107,7 @@ impl Strips {
             work.into_par_iter().for_each(run);
         }
         if let Some(order) = &self.row_order
-            && let Ok(ordered) = order.permute_rows(y)
+            && let Ok(ordered) = order.restore_rows(y)
         {
             *y = ordered;
         }
