@@ -22,6 +22,7 @@ pub mod permute;
 pub mod plan;
 pub mod prune;
 pub mod recipe;
+mod source;
 mod statistics;
 pub mod text;
 pub mod verify;

@@ -19,7 +19,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::Selection;
-use crate::select::{cluster_rows, of_columns};
+use crate::select::{cluster_rows, of_columns, select_blocks};
 pub use search::{Found, Places, search};
 
 /// Times that columns and rows are ordered in turns, at most.
@@ -122,12 +122,12 @@ impl Permute {
                 let orders = paper(scores, pattern)?;
                 arranged = Scores::new(orders.rows.permute_rows(scores.matrix())?)?;
                 let by_column = Scores::new(orders.columns.permute_columns(arranged.matrix())?)?;
-                let mask = back_in_order(&selection.select(&by_column, pattern)?, &orders.columns, &arranged)?;
+                let mask = back_in_order(&select_blocks(&by_column, pattern, selection)?, &orders.columns, &arranged)?;
                 return Ok(Arrangement { scores: arranged, mask, rows: Some(orders.rows) });
             }
             Self::None | Self::Rows => {}
         }
-        Ok(Arrangement { mask: selection.select(&arranged, pattern)?, scores: arranged, rows })
+        Ok(Arrangement { mask: select_blocks(&arranged, pattern, selection)?, scores: arranged, rows })
     }
 }
 

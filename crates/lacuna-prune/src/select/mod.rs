@@ -23,6 +23,7 @@ pub use assignment::Assignment;
 pub use exact::Exact;
 pub use paper::Paper;
 pub use rows::cluster_rows;
+pub(crate) use rows::select_blocks;
 pub use top::Top;
 
 /// Columns of a window that does nearly what the whole row would: a kernel holds them at hand, a byte names one of them, and

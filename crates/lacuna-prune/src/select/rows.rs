@@ -20,7 +20,7 @@ const MAX_BLOCKS: usize = 1024;
 pub fn cluster_rows(scores: &Scores, pattern: Pattern, selection: Selection) -> Result<Permutation> {
     let rows = scores.matrix().rows();
     let mut order = Permutation::new((0..rows as u32).collect())?;
-    let mut mask = select(scores, pattern, selection)?;
+    let mut mask = select_blocks(scores, pattern, selection)?;
     let mut best = (mask.kept_sum(scores.matrix())?, order.clone());
     if pattern.v() == 1 || mask.grid().row_blocks() == 1 {
         return Ok(order);
@@ -28,7 +28,7 @@ pub fn cluster_rows(scores: &Scores, pattern: Pattern, selection: Selection) -> 
     for _ in 0..ROUNDS {
         order = assign_rows(scores, &mask)?;
         let ordered = Scores::new(order.permute_rows(scores.matrix())?)?;
-        mask = select(&ordered, pattern, selection)?;
+        mask = select_blocks(&ordered, pattern, selection)?;
         let kept = mask.kept_sum(ordered.matrix())?;
         if kept <= best.0 {
             break;
@@ -38,8 +38,8 @@ pub fn cluster_rows(scores: &Scores, pattern: Pattern, selection: Selection) -> 
     Ok(best.1)
 }
 
-/// The mask, row block by row block on all cores.
-fn select(scores: &Scores, pattern: Pattern, selection: Selection) -> Result<Mask> {
+/// The mask that `selection` finds, row block by row block on all cores.
+pub(crate) fn select_blocks(scores: &Scores, pattern: Pattern, selection: Selection) -> Result<Mask> {
     let matrix = scores.matrix();
     let grid = pattern.grid(matrix.rows(), matrix.cols())?;
     let blocks = (0..grid.row_blocks()).into_par_iter();

@@ -347,12 +347,9 @@ pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
     if report.resumed_shards > 0 {
         ui.note(&format!("went on after {} finished shards of an interrupted run", report.resumed_shards));
     }
-    let reached = match &args.plan {
-        Some(plan) => reached(&PlanFile::read(plan)?, &args.output)?,
-        None => vec![],
-    };
+    let reached = job.plan().map_or(Ok(vec![]), |plan| reached(plan, &args.output))?;
     let mut json = serde_json::to_value(&report)?;
-    if args.plan.is_some() {
+    if job.plan().is_some() {
         json["reached"] = serde_json::to_value(&reached)?;
     }
     ui.result(&json, || report_text(&report, ui.verbose) + &reached_text(&reached));

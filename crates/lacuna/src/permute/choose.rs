@@ -4,18 +4,18 @@
 //! weight counts by its size, whatever the scale of its scores.
 
 use std::borrow::Cow;
-use std::ops::Range;
 
 use anyhow::Result;
 use indicatif::ProgressBar;
-use lacuna_core::{Matrix, Pattern, Permutation, Scores};
-use lacuna_format::{Checkpoint, RawMatrix};
+use lacuna_core::{Pattern, Permutation, Scores};
+use lacuna_format::Checkpoint;
 use lacuna_model::{Axis, ChannelOrders, Config, LinearSpec};
+use lacuna_prune::Criterion;
 use lacuna_prune::permute::{Moved, Places, kept, search};
 use lacuna_prune::score::{Ria, Scorer};
-use lacuna_prune::{Criterion, Weight};
 
 use super::norms::Norms;
+use crate::source::Source;
 
 /// Times that all orders are searched for in turns: those of one side move what the others stand on.
 const TURNS: usize = 2;
@@ -66,7 +66,7 @@ impl<'a> Chooser<'a> {
         let mut chooser = Self { checkpoint, config, pattern, layers: vec![], orders };
         for block in 0..config.blocks().layers {
             for spec in config.blocks().linears(block) {
-                let weight = Source(checkpoint.raw_matrix(&spec.weight(), spec.rows, spec.cols)?);
+                let weight = Source::open(checkpoint, &spec)?;
                 let scorer = criterion.scorer_by_norms(&weight, norms.and_then(|norms| norms.of(&spec)))?;
                 let axes = config.axes(checkpoint, &spec.weight())?;
                 let mut layer = Layer { spec, block, rows: axes[0], columns: axes[1], scorer, sum: 0.0 };
@@ -223,20 +223,5 @@ impl<'a> Chooser<'a> {
             }
             _ => vec![],
         }
-    }
-}
-
-/// A weight as it lies in the checkpoint.
-struct Source<'a>(RawMatrix<'a>);
-
-impl Weight for Source<'_> {
-    type Error = anyhow::Error;
-
-    fn shape(&self) -> [usize; 2] {
-        self.0.shape()
-    }
-
-    fn band(&self, rows: Range<usize>) -> Result<Matrix> {
-        Ok(self.0.band(rows)?)
     }
 }

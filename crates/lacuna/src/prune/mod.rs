@@ -117,6 +117,14 @@ impl Job {
         Ok(Self { checkpoint, config, options, chosen, samples })
     }
 
+    /// The plan that gives the patterns, if one does.
+    pub fn plan(&self) -> Option<&PlanFile> {
+        match &self.options.patterns {
+            Patterns::Uniform(_) => None,
+            Patterns::Planned(plan) => Some(plan),
+        }
+    }
+
     /// Steps of the progress bar that [`Self::run`] drives.
     pub fn steps(&self) -> u64 {
         self.chosen.len() as u64

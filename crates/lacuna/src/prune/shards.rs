@@ -1,21 +1,20 @@
 //! Block by block: observe, prune, write, go on behind the pruned block.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Mutex;
 use std::thread::ScopedJoinHandle;
 
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
-use lacuna_core::{Matrix, Packed};
-use lacuna_format::{Checkpoint, OutTensor, RawMatrix, Staging};
+use lacuna_core::Packed;
+use lacuna_format::{Checkpoint, OutTensor, Staging};
 use lacuna_model::{Block, Execution, LinearSpec};
-use lacuna_prune::Weight;
 use serde_json::Value;
 
 use super::{Chosen, Job, LayerReport};
 use crate::calibrate::{Batch, Stream};
 use crate::recipe::Order;
+use crate::source::Source;
 use crate::statistics::Statistics;
 
 /// Tensors to write under their names.
@@ -177,7 +176,7 @@ impl Job {
         let (mut tensors, mut reports) = (vec![], vec![]);
         for Chosen { spec: layer, pattern } in layers {
             progress.set_message(layer.name.clone());
-            let weight = Source(self.checkpoint.raw_matrix(&layer.weight(), layer.rows, layer.cols)?);
+            let weight = Source::open(&self.checkpoint, layer)?;
             let method = self.options.recipe.method(*pattern, self.value_type(layer)?);
             let pruned = method.prune(&weight, stats.of(layer)).with_context(|| format!("layer {}", layer.name))?;
             let parts = lacuna_format::pack_tensors(&layer.name, &pruned.packed);
@@ -196,20 +195,5 @@ impl Job {
             progress.inc(1);
         }
         Ok((tensors, reports))
-    }
-}
-
-/// A weight as it lies in the checkpoint.
-struct Source<'a>(RawMatrix<'a>);
-
-impl Weight for Source<'_> {
-    type Error = anyhow::Error;
-
-    fn shape(&self) -> [usize; 2] {
-        self.0.shape()
-    }
-
-    fn band(&self, rows: Range<usize>) -> Result<Matrix> {
-        Ok(self.0.band(rows)?)
     }
 }
