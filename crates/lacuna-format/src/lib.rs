@@ -21,6 +21,6 @@ pub use images::{ImageProcessor, RgbImage};
 pub use packed::{PackedTensors, pack_tensors, packed_bytes, read_packed};
 pub use safetensors::Dtype as TensorDtype;
 pub use sparsity::{LayerSparsity, METHOD, SPARSITY_KEY, Sparsity, VERSION};
-pub use staging::Staging;
+pub use staging::{Staging, write_whole};
 pub use tensor::OutTensor;
 pub use tokenizer::{TextStream, Tokenizer};

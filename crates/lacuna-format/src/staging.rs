@@ -166,7 +166,8 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Writes a small file that appears whole or not at all.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = suffixed(path, ".tmp");
     fs::write(&temporary, bytes).map_err(Error::io(path))?;
     publish(&temporary, path)

@@ -155,7 +155,7 @@ pub enum Qkv<T> {
 
 impl<T> Qkv<T> {
     /// One or three.
-    pub(crate) fn as_slice(&self) -> &[T] {
+    pub fn as_slice(&self) -> &[T] {
         match self {
             Self::Apart(three) => three,
             Self::Together(one) => std::slice::from_ref(one),
@@ -208,12 +208,17 @@ pub struct LinearSpec {
 
 /// Something of the linear layers of one block.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct BlockLinears<T> {
-    pub(crate) qkv: Qkv<T>,
-    pub(crate) o: T,
-    pub(crate) gate: Option<T>,
-    pub(crate) up: T,
-    pub(crate) down: T,
+pub struct BlockLinears<T> {
+    /// to queries, keys and values
+    pub qkv: Qkv<T>,
+    /// the attention's output
+    pub o: T,
+    /// the gate of a gated MLP
+    pub gate: Option<T>,
+    /// into the MLP
+    pub up: T,
+    /// out of it
+    pub down: T,
 }
 
 impl<T> BlockLinears<T> {
@@ -259,7 +264,8 @@ impl BlockConfig {
         vec![qkv.as_slice().to_vec(), vec![o], gate.into_iter().chain([up]).collect(), vec![down]]
     }
 
-    pub(crate) fn block_linears(&self, layer: usize) -> BlockLinears<LinearSpec> {
+    /// The same by what they are for.
+    pub fn block_linears(&self, layer: usize) -> BlockLinears<LinearSpec> {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);
         let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let spec = |module: &str, rows, cols, bias| {

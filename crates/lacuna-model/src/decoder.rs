@@ -12,7 +12,8 @@ use crate::ops::select_columns;
 
 const EMBEDDING: &str = DecoderConfig::EMBEDDING;
 const HEAD: &str = "lm_head.weight";
-const FINAL_NORM: &str = "model.norm";
+/// Module name of the last norm.
+pub(crate) const FINAL_NORM: &str = "model.norm";
 
 /// Keys and values of one sequence in all layers.
 #[derive(Debug, Clone)]
@@ -145,7 +146,7 @@ pub(crate) fn final_norm(checkpoint: &Checkpoint, config: &DecoderConfig, hidden
 }
 
 /// The tensor that holds the embedding: tied checkpoints may store it under the head's name.
-fn embedding_name(checkpoint: &Checkpoint, config: &DecoderConfig) -> Result<&'static str> {
+pub(crate) fn embedding_name(checkpoint: &Checkpoint, config: &DecoderConfig) -> Result<&'static str> {
     let name = if config.tied && !checkpoint.has(EMBEDDING) && checkpoint.has(HEAD) { HEAD } else { EMBEDDING };
     checkpoint.check_shape(name, &[config.vocab_size, config.blocks.hidden_size]).map(|()| name)
 }

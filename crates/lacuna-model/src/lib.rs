@@ -30,16 +30,17 @@ pub use batch::{RUN_TOKENS, runs};
 pub use block::{Block, Observer, Positions};
 pub use channels::{Axis, BlockOrders, ChannelOrders};
 pub use config::{
-    Activation, BlockConfig, BlockNames, Config, DecoderConfig, LinearSpec, NormKind, NormPlace, Qkv, TextConfig, View,
-    VisionConfig, VisionNames,
+    Activation, BlockConfig, BlockLinears, BlockNames, Config, DecoderConfig, LinearSpec, NormKind, NormPlace, Qkv,
+    TextConfig, View, VisionConfig, VisionNames,
 };
 pub use decoder::{Cache, Decoder};
 pub use generate::{Generation, generate};
 pub use lacuna_kernels::Activations;
 pub use linear::{Execution, Linear, PackedAs};
+pub use ops::{normal_cdf, softmax};
 pub use pooling::{Pooling, PoolingKind};
 pub use rope::RopeConfig;
 pub use sampler::{Sampler, Sampling};
-pub use stem::{Ending, Sample};
+pub use stem::{Ending, HeadSource, Sample};
 pub use text::TextEncoder;
 pub use vision::VisionEncoder;

@@ -77,6 +77,18 @@ impl RopeConfig {
         (0..head_dim / 2).map(|i| scaled(i) as f32).collect()
     }
 
+    /// Without scaling.
+    pub fn plain(theta: f64) -> Self {
+        Self { theta, scaling: Scaling::None }
+    }
+
+    /// Cosines and sines of the angles at some positions, `[positions, D/2]` each.
+    pub fn cosines_and_sines(&self, head_dim: usize, positions: &[usize]) -> [Vec<f32>; 2] {
+        let frequencies = self.frequencies(head_dim);
+        [f32::cos, f32::sin]
+            .map(|f| positions.iter().flat_map(|&p| frequencies.iter().map(move |freq| f(p as f32 * freq))).collect())
+    }
+
     /// Angles of the tokens of a batch.
     pub(crate) fn angles(&self, head_dim: usize, positions: &[usize]) -> Angles {
         let frequencies = self.frequencies(head_dim);

@@ -38,9 +38,13 @@ impl Sampler {
             let first = order.into_iter().reduce(|best, i| if logits[i] > logits[best] { i } else { best });
             return first.unwrap_or(0) as u32;
         }
-        order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
-        order.truncate(top_k.unwrap_or(usize::MAX).max(1));
-        let weight = |i: usize| f64::from((logits[i] - logits[order[0]]) / temperature).exp();
+        // Where nothing is left out, the order does not matter, and sorting a vocabulary takes longer than a small model.
+        if top_k.is_some() || top_p < 1.0 {
+            order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+            order.truncate(top_k.unwrap_or(usize::MAX).max(1));
+        }
+        let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weight = |i: usize| f64::from(((logits[i] - most) / temperature).exp());
         let mut weights: Vec<f64> = order.iter().map(|&i| weight(i)).collect();
         if top_p < 1.0 {
             let total: f64 = weights.iter().sum();

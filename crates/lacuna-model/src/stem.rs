@@ -19,7 +19,38 @@ pub enum Sample {
     Pixels(Vec<f32>),
 }
 
+/// Where a head's tensors are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeadSource {
+    /// the weight, `[out_features, in_features]`; a packed one has the name of its layer before `.weight`
+    pub weight: String,
+    /// its shape
+    pub shape: [usize; 2],
+    /// the bias
+    pub bias: Option<String>,
+}
+
 impl Config {
+    /// What the ending is made of: the module name of the last norm, and the heads, of which one may be the embedding.
+    pub fn ending(&self, checkpoint: &Checkpoint) -> Result<(Option<String>, Vec<HeadSource>)> {
+        let source = |spec: &LinearSpec| HeadSource {
+            weight: spec.weight(),
+            shape: [spec.rows, spec.cols],
+            bias: spec.bias.then(|| spec.bias_name()),
+        };
+        Ok(match self {
+            Self::Decoder(config) => {
+                let mut head = source(&config.head());
+                if !decoder::has_own_head(checkpoint, config) {
+                    decoder::embedding_name(checkpoint, config)?.clone_into(&mut head.weight);
+                }
+                (Some(decoder::FINAL_NORM.to_owned()), vec![head])
+            }
+            Self::Text(_) => (None, vec![]),
+            Self::Vision(config) => (Some(config.names.norm.clone()), config.heads().iter().map(source).collect()),
+        })
+    }
+
     /// The linear layers behind the blocks that have a weight of their own in this checkpoint.
     pub fn heads(&self, checkpoint: &Checkpoint) -> Vec<LinearSpec> {
         match self {

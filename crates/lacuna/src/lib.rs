@@ -22,6 +22,8 @@ pub mod permute;
 pub mod plan;
 pub mod prune;
 pub mod recipe;
+#[cfg(feature = "train")]
+pub mod recover;
 mod source;
 mod statistics;
 pub mod text;

@@ -2,6 +2,7 @@
 //! lines of a record; those that are there already are not made again. The record becomes the tables of `docs/results.md`.
 
 mod table;
+mod training;
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -23,6 +24,9 @@ pub(crate) struct Args {
     /// Make no run that would begin after so many minutes; what is missing stays missing in the tables
     #[arg(long, default_value_t = 720)]
     minutes: u64,
+    /// What training wins back, instead of what pruning costs; needs `cargo build --release --features train`
+    #[arg(long, conflicts_with_all = ["model", "seeds"])]
+    training: bool,
     /// Only this checkpoint
     #[arg(long)]
     model: Option<String>,
@@ -57,6 +61,15 @@ enum Gap {
     Nats,
     /// of a metric between 0 and 1, in hundredths
     Points,
+}
+
+impl Gap {
+    fn between(self, dense: &Value, other: &Value) -> Result<f64> {
+        Ok(match self {
+            Self::Nats => number(other, "nll")? - number(dense, "nll")?,
+            Self::Points => 100.0 * (number(dense, "value")? - number(other, "value")?),
+        })
+    }
 }
 
 const STORIES: &[&str] = &["--calibration-samples", "64", "--calibration-length", "512"];
@@ -125,6 +138,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         bail!("../shared is not here: results are measured on its checkpoints");
     }
     let until = Instant::now() + Duration::from_secs(60 * args.minutes);
+    if args.training {
+        training::run(until, args.row.as_deref(), args.pattern.as_deref())?;
+        return write_tables();
+    }
     let wanted = |only: &Option<String>, name: &str| only.as_ref().is_none_or(|only| only == name);
     // A seed of everything before the next seed, so that a run cut short has whole tables.
     'runs: for seed in 0..args.seeds {
@@ -139,19 +156,30 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                     if !lines(RECORD)?.iter().any(|line| same_run(line, &key)) {
                         let started = Instant::now();
                         let line = measure(&shared, model, (row, flags), pattern, seed)?;
-                        eprintln!("{line} {:.0} s", started.elapsed().as_secs_f64());
-                        let path = root().join(RECORD);
-                        let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
-                        writeln!(file, "{line}").with_context(|| path.display().to_string())?;
+                        eprintln!("{:.0} s", started.elapsed().as_secs_f64());
+                        note(RECORD, &line)?;
                     }
                 }
             }
         }
     }
+    write_tables()
+}
+
+fn write_tables() -> Result<()> {
     let path = root().join("docs/results.md");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    std::fs::write(&path, table::written(&text, &lines(RECORD)?, &lines(AUTHORS)?)?)?;
+    let text = table::written(&text, &lines(RECORD)?, &lines(AUTHORS)?)?;
+    std::fs::write(&path, table::with_training(&text, &lines(training::RECORD)?)?)?;
     Ok(())
+}
+
+/// Adds a run to a record.
+fn note(record: &str, line: &Value) -> Result<()> {
+    eprintln!("{line}");
+    let path = root().join(record);
+    let mut file = OpenOptions::new().create(true).append(true).open(&path)?;
+    writeln!(file, "{line}").with_context(|| path.display().to_string())
 }
 
 fn same_run(line: &Value, key: &Value) -> bool {
@@ -190,10 +218,7 @@ fn measure(shared: &Path, model: &Model, (row, flags): (&str, &[&str]), pattern:
     }
     let pruned = answer(&mut prune)?;
     let (quality, dense) = (evaluate(shared, model, &output)?, dense(shared, model)?);
-    let gap = match model.gap {
-        Gap::Nats => number(&quality, "nll")? - number(&dense, "nll")?,
-        Gap::Points => 100.0 * (number(&dense, "value")? - number(&quality, "value")?),
-    };
+    let gap = model.gap.between(&dense, &quality)?;
     Ok(json!({
         "model": model.name, "row": row, "pattern": pattern, "seed": seed, "gap": gap,
         "value": quality["value"], "cross_entropy": quality["cross_entropy"],

@@ -5,11 +5,13 @@ use std::fmt::Write;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::{MODELS, PATTERNS, ROWS};
+use super::{MODELS, PATTERNS, ROWS, training};
 
 /// What stands around the tables in docs/results.md.
 const BEGIN: &str = "<!-- tables: cargo xtask results -->\n";
 const END: &str = "<!-- end of tables -->";
+
+const TRAINING_BEGIN: &str = "<!-- tables: cargo xtask results --training -->\n";
 
 /// Rows for which the methods' authors have public code, and what `scripts/authors.py` calls it.
 const AUTHORS: [(&str, &str); 6] = [
@@ -50,17 +52,53 @@ pub(super) fn written(text: &str, runs: &[Value], authors: &[Value]) -> Result<S
                 format!(" {cell} |")
             };
             let cells: String = PATTERNS.iter().map(|pattern| cell(pattern)).collect();
-            let mean = |field: &str| {
-                let values: Vec<f64> = of_row.iter().filter_map(|run| run[field].as_f64()).collect();
-                values.iter().sum::<f64>() / values.len().max(1) as f64
-            };
-            let (seconds, memory) = (mean("seconds"), mean("peak_rss_bytes") / 1e6);
+            let values = |field: &str| of_row.iter().filter_map(|run| run[field].as_f64()).collect::<Vec<_>>();
+            // The least: a run beside others takes longer, none takes less than it needs.
+            let seconds = values("seconds").into_iter().fold(f64::INFINITY, f64::min);
+            let memory = values("peak_rss_bytes").iter().sum::<f64>() / of_row.len() as f64 / 1e6;
             writeln!(tables, "| {row} |{cells} {seconds:.1} | {memory:.0} MB |")?;
         }
         tables.push('\n');
         tables += &beside_authors(model.name, &own, authors)?;
     }
     Ok(format!("{before}{BEGIN}\n{tables}{END}{after}"))
+}
+
+/// The document with the table of these trainings.
+pub(super) fn with_training(text: &str, runs: &[Value]) -> Result<String> {
+    let (before, rest) = text.split_once(TRAINING_BEGIN).context("docs/results.md has no place for trainings")?;
+    let (_, after) = rest.split_once(END).context("docs/results.md has no end of trainings")?;
+    let heads: Vec<String> = training::PATTERNS.iter().map(|pattern| format!(" {pattern} |")).collect();
+    let mut table =
+        format!("| |{} mask changed | seconds | peak memory |\n|---|---|---|---|---|---|---|\n", heads.concat());
+    for row in &training::ROWS {
+        let of_row: Vec<&Value> =
+            runs.iter().filter(|run| run["row"] == row.name && run["steps"] == training::STEPS).collect();
+        let Some(last) = of_row.last() else { continue };
+        let cell = |pattern: &str| {
+            let run = of_row.iter().find(|run| run["pattern"] == pattern);
+            let gap = run.and_then(|run| Some(format!("{:.2} → {:.2}", run["before"].as_f64()?, run["gap"].as_f64()?)));
+            format!(" {} |", gap.unwrap_or_else(|| "–".to_owned()))
+        };
+        let cells: String = training::PATTERNS.iter().map(|pattern| cell(pattern)).collect();
+        let number = |field: &str| last[field].as_f64().unwrap_or(f64::NAN);
+        let least = of_row.iter().filter_map(|run| run["seconds"].as_f64()).fold(f64::INFINITY, f64::min);
+        let (flipped, memory) = (100.0 * number("flipped"), number("peak_rss_bytes") / 1e6);
+        writeln!(table, "| {} |{cells} {flipped:.1} % | {least:.0} | {memory:.0} MB |", row.name)?;
+    }
+    table += "\n| | pattern | steps | before | after | target | seconds | peak memory |\n|---|---|---|---|---|---|---|---|\n";
+    for long in &training::LONG {
+        let key = [("model", long.model), ("row", training::LONGEST), ("pattern", long.pattern)];
+        let found =
+            runs.iter().find(|run| key.iter().all(|(field, value)| run[field] == *value) && run["steps"] == long.steps);
+        let Some(run) = found else { continue };
+        let number = |field: &str| run[field].as_f64().unwrap_or(f64::NAN);
+        let (seconds, memory) = (number("seconds"), number("peak_rss_bytes") / 1e6);
+        let gaps = format!("{:.2} | {:.2}", number("before"), number("gap"));
+        let (model, pattern, steps, target) = (long.model, long.pattern, long.steps, long.target);
+        writeln!(table, "| {model} | {pattern} | {steps} | {gaps} | {target} | {seconds:.0} | {memory:.0} MB |")?;
+    }
+    Ok(format!("{before}{TRAINING_BEGIN}\n{table}\n{END}{after}"))
 }
 
 /// Our runs at 2:4 beside those of the authors' code on the same tokens.

@@ -45,6 +45,11 @@ impl RgbImage {
         decoded.map_err(|problem| Error::file(path, problem))
     }
 
+    /// `[height, width, 3]`.
+    pub fn levels(&self) -> &[u8] {
+        &self.levels
+    }
+
     /// `[height, width]`.
     pub fn size(&self) -> [usize; 2] {
         self.size

@@ -12,6 +12,7 @@ mod kernels;
 mod permute;
 mod plan;
 mod prune;
+mod recover;
 mod run;
 mod ui;
 mod verify;
@@ -72,6 +73,7 @@ enum Command {
     Plan(plan::Args),
     Prune(prune::Args),
     Permute(permute::Args),
+    Recover(recover::Args),
     Verify(verify::Args),
     Eval(eval::Args),
     Run(run::Args),
@@ -154,6 +156,7 @@ fn dispatch(command: Command, ui: &Ui) -> Result<ExitCode> {
         Command::Plan(args) => plan::run(&args, ui)?,
         Command::Prune(args) => prune::run(&args, ui)?,
         Command::Permute(args) => permute::run(&args, ui)?,
+        Command::Recover(args) => recover::run(&args, ui)?,
         Command::Verify(args) => return verify::run(&args, ui),
         Command::Eval(args) => eval::run(&args, ui)?,
         Command::Run(args) => run::run(&args, ui)?,

@@ -1,0 +1,388 @@
+//! The model in training: its blocks forwards and backwards, one at a time.
+//!
+//! A block's graph begins at its input and ends at its output; between blocks gradients are handed on by hand. So with
+//! `recompute` no more than one block's activations are held beside the inputs of all of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Tensor, Var};
+use lacuna_core::Matrix;
+use lacuna_format::Checkpoint;
+use lacuna_model::{Config, LinearSpec};
+use rayon::prelude::*;
+
+use crate::block::{Block, Weights, adapter_names};
+use crate::drawn::{Draw, logits_name};
+use crate::ending::Ending;
+use crate::layer::{Layer, Rule, tensor};
+use crate::loss::{Loss, Losses, square_head};
+use crate::ops::{Sequences, with_floats};
+use crate::optimizer::Tensors;
+use crate::recipe::Trains;
+use crate::{MicroBatch, Result};
+
+/// A pruned model that is trained.
+pub(crate) struct Student {
+    pub(crate) config: Config,
+    pub(crate) device: Device,
+    /// type of activations and of the weights that meet them
+    pub(crate) dtype: DType,
+    pub(crate) recompute: bool,
+    pub(crate) trains: Trains,
+    /// the pruned layers by module name
+    pub(crate) layers: BTreeMap<String, Layer>,
+    /// tensors of the blocks that stay as they are
+    pub(crate) frozen: Tensors,
+    /// those that are trained
+    pub(crate) parameters: Tensors,
+    ending: Ending,
+}
+
+/// Whoever wants to see inputs of linear layers, `[T, K]`.
+pub(crate) type Watch<'a> = dyn Fn(&LinearSpec, &Tensor) -> Result<()> + Sync + 'a;
+
+impl Student {
+    /// A model whose tensors are all frozen: the blocks of the checkpoint, pruned weights as `latent` has them.
+    pub(crate) fn new(
+        checkpoint: &Checkpoint,
+        config: &Config,
+        layers: BTreeMap<String, Layer>,
+        latent: BTreeMap<String, Matrix>,
+        trains: Trains,
+        dtype: DType,
+        recompute: bool,
+    ) -> Result<Self> {
+        let device = Device::Cpu;
+        let mut frozen = Tensors::new();
+        let blocks = config.blocks();
+        // Of a packed layer only the bias is a tensor by itself.
+        let packed = |layer: &str| checkpoint.sparsity().is_some_and(|s| s.layers.contains_key(layer));
+        for (name, info) in checkpoint.tensors() {
+            let whole = match name.rsplit_once('.') {
+                Some((layer, part)) => part == "bias" || !packed(layer),
+                None => true,
+            };
+            if whole && blocks.layer_of(name).is_some() {
+                let values = checkpoint.floats(name, &info.shape)?;
+                frozen.insert(name.clone(), Tensor::from_vec(values, &info.shape[..], &device)?);
+            }
+        }
+        for (name, weight) in latent {
+            frozen.insert(format!("{name}.weight"), tensor(&weight, &device)?);
+        }
+        let ending = Ending::load(checkpoint, config, &device)?;
+        let (config, parameters) = (config.clone(), Tensors::new());
+        Ok(Self { config, device, dtype, recompute, trains, layers, frozen, parameters, ending })
+    }
+
+    /// A tensor of a block, trained or not.
+    pub(crate) fn tensor(&self, name: &str) -> &Tensor {
+        self.parameters.get(name).or_else(|| self.frozen.get(name)).expect("tensors of all blocks are there")
+    }
+
+    /// The weight of a pruned layer before its mask: with what a merged adapter adds.
+    pub(crate) fn latent(&self, layer: &str) -> Result<Tensor> {
+        let weight = self.tensor(&format!("{layer}.weight"));
+        Ok(match (self.trains, adapter_names(layer).map(|name| self.parameters.get(&name))) {
+            (Trains::Adapters { rank, alpha, beside: false }, [Some(a), Some(b)]) => {
+                (weight + (b.matmul(a)? * (alpha / rank as f64))?)?
+            }
+            _ => weight.clone(),
+        })
+    }
+
+    /// How much each weight of a layer counts.
+    fn factors(&self, layer: &Layer, rule: &Rule) -> Result<Tensor> {
+        match rule.drawn {
+            Some([temperature, scale]) => {
+                let draw = Draw { temperature, scale, seed: rule.seed };
+                draw.factors(layer, self.tensor(&logits_name(&layer.spec.name)))
+            }
+            None => layer.factors(rule.leak, &self.device),
+        }
+    }
+
+    /// The tensors of a block for a forward pass, and of those the ones that want a gradient. A merged adapter has no tensors of
+    /// its own in it where masks hold for the sum.
+    fn block(&self, block: usize, rule: &Rule) -> Result<(Weights, BTreeSet<String>)> {
+        let prefix = format!("{}.", self.config.blocks().block_name(block));
+        let (mut tensors, mut wanted) = (Tensors::new(), BTreeSet::new());
+        for (name, tensor) in self.frozen.iter().chain(&self.parameters).filter(|(name, _)| name.starts_with(&prefix)) {
+            tensors.insert(name.clone(), tensor.clone());
+            if self.parameters.contains_key(name) {
+                wanted.insert(name.clone());
+            }
+        }
+        let mut adapter_scale = 0.0;
+        for layer in self.layers.values().filter(|layer| layer.spec.name.starts_with(&prefix)) {
+            let weight = layer.spec.weight();
+            let adapters = adapter_names(&layer.spec.name);
+            let merged = match self.trains {
+                Trains::Adapters { rank, alpha, beside } => {
+                    adapter_scale = alpha / rank as f64;
+                    rule.sparse && !beside
+                }
+                Trains::Weights | Trains::Masks => true,
+            };
+            if merged {
+                for name in adapters.iter().chain([&logits_name(&layer.spec.name)]) {
+                    tensors.remove(name);
+                    if wanted.remove(name) {
+                        wanted.insert(weight.clone());
+                    }
+                }
+                tensors.insert(weight.clone(), self.latent(&layer.spec.name)?);
+            }
+            if rule.sparse {
+                let masked = (&tensors[&weight] * self.factors(layer, rule)?)?;
+                tensors.insert(weight, masked.detach());
+            }
+        }
+        for (name, tensor) in &mut tensors {
+            *tensor = tensor.to_dtype(self.dtype)?;
+            if wanted.contains(name) {
+                *tensor = Var::from_tensor(tensor)?.into_inner();
+            }
+        }
+        Ok((Weights { tensors, adapter_scale }, wanted))
+    }
+
+    /// From gradients of a block's tensors to those of the parameters.
+    fn parameter_gradients(&self, mut of_block: Tensors, rule: &Rule) -> Result<Tensors> {
+        let mut gradients = Tensors::new();
+        for layer in self.layers.values() {
+            let Some(gradient) = of_block.remove(&layer.spec.weight()) else { continue };
+            let name = &layer.spec.name;
+            if let Some([temperature, scale]) = rule.drawn {
+                let of_factors = (&gradient * self.tensor(&layer.spec.weight()))?;
+                let (draw, logits) = (Draw { temperature, scale, seed: rule.seed }, logits_name(name));
+                gradients.insert(logits.clone(), draw.gradient(layer, self.tensor(&logits), &of_factors)?);
+                continue;
+            }
+            let gradient = if !rule.sparse || rule.straight_through {
+                gradient
+            } else {
+                (gradient * self.factors(layer, rule)?)?
+            };
+            match self.trains {
+                Trains::Adapters { rank, alpha, .. } => {
+                    // d(s·B·A): dA = s·Bᵀ·dW, dB = s·dW·Aᵀ
+                    let gradient = (gradient * (alpha / rank as f64))?;
+                    let [name_a, name_b] = adapter_names(name);
+                    let (a, b) = (self.tensor(&name_a), self.tensor(&name_b));
+                    gradients.insert(name_a, b.t()?.matmul(&gradient)?);
+                    gradients.insert(name_b, gradient.matmul(&a.t()?)?);
+                }
+                Trains::Weights | Trains::Masks => {
+                    gradients.insert(layer.spec.weight(), gradient);
+                }
+            }
+        }
+        gradients.extend(of_block);
+        Ok(gradients)
+    }
+
+    fn forward_block(
+        &self,
+        layer: usize,
+        weights: &Weights,
+        lengths: &[usize],
+        x: &Tensor,
+        watch: &Watch,
+    ) -> Result<Tensor> {
+        let config = self.config.blocks();
+        let sequences = Sequences::new(config, layer, lengths);
+        Block { config, layer, weights, sequences: &sequences }.forward(x, &mut |spec, x| watch(spec, x))
+    }
+
+    /// The stream before the first block, `[T, H]`.
+    fn stream(&self, hidden: &Matrix) -> Result<Tensor> {
+        Ok(tensor(&hidden.transposed(), &self.device)?.to_dtype(self.dtype)?)
+    }
+
+    /// What a batch loses and the gradients of all parameters, as its shares of a step with so many answers and tokens.
+    fn gradients(
+        &self,
+        batch: &MicroBatch,
+        rule: &Rule,
+        loss: &Loss,
+        answers: usize,
+        tokens: usize,
+    ) -> Result<(Losses, Tensors)> {
+        let layers = self.config.blocks().layers;
+        let mut losses = Losses::default();
+        let mut x = self.stream(&batch.hidden)?;
+        let (mut inputs, mut graphs) = (vec![], vec![]);
+        for layer in 0..layers {
+            let (weights, wanted) = self.block(layer, rule)?;
+            if self.recompute {
+                let weights = frozen(weights);
+                let y = self.forward_block(layer, &weights, &batch.lengths, &x, &|_, _| Ok(()))?;
+                inputs.push(std::mem::replace(&mut x, y));
+            } else {
+                let input = if layer == 0 { x.clone() } else { Var::from_tensor(&x)?.into_inner() };
+                let y = self.forward_block(layer, &weights, &batch.lengths, &input, &|_, _| Ok(()))?;
+                x = y.detach();
+                inputs.push(input);
+                graphs.push((weights, wanted, y));
+            }
+        }
+        let mut dx = self.ending.lose(loss, batch, &x, answers, &mut losses)?;
+        let mut gradients = Tensors::new();
+        let share = batch.lengths.iter().sum::<usize>() as f64 / tokens as f64;
+        for layer in (0..layers).rev() {
+            if loss.squarehead != 0.0
+                && let Some(target) = batch.teacher_stream(layer, layers)
+            {
+                let behind = inputs.get(layer + 1).unwrap_or(&x);
+                dx = add_square_head(behind, target, loss, share / layers as f64, &dx, &mut losses)?;
+            }
+            let (weights, wanted, y, input) = if self.recompute {
+                let (weights, wanted) = self.block(layer, rule)?;
+                let input = inputs[layer].clone();
+                let input = if layer == 0 { input } else { Var::from_tensor(&input)?.into_inner() };
+                let y = self.forward_block(layer, &weights, &batch.lengths, &input, &|_, _| Ok(()))?;
+                (weights, wanted, y, input)
+            } else {
+                let (weights, wanted, y) = graphs.pop().expect("a graph a block");
+                (weights, wanted, y, inputs[layer].clone())
+            };
+            let mut store = (&y * &dx)?.sum_all()?.backward()?;
+            if let Some(gradient) = store.remove(&input) {
+                dx = gradient;
+            }
+            let of_block = taken(&mut store, &weights, wanted)?;
+            gradients.extend(self.parameter_gradients(of_block, rule)?);
+        }
+        Ok((losses, gradients))
+    }
+
+    /// The same of all batches of a step, which run side by side.
+    pub(crate) fn step(&self, batches: &[MicroBatch], rule: &Rule, loss: &Loss) -> Result<(Losses, Tensors)> {
+        let tokens: usize = batches.iter().flat_map(|batch| &batch.lengths).sum();
+        let answers: usize = match self.config {
+            Config::Decoder(_) => {
+                batches.iter().flat_map(|batch| &batch.targets).filter(|&&t| t != crate::NO_TARGET).count()
+            }
+            Config::Text(_) | Config::Vision(_) => batches.iter().map(|batch| batch.lengths.len()).sum(),
+        };
+        let threads = rayon::current_num_threads();
+        let (mut losses, mut sum) = (Losses::default(), Tensors::new());
+        // As many at a time as there are threads, added in order: the result does not depend on who is first.
+        for some in batches.chunks(threads.max(1)) {
+            let parts = some.par_iter().map(|batch| self.gradients(batch, rule, loss, answers.max(1), tokens.max(1)));
+            for part in parts.collect::<Vec<_>>() {
+                let (of_batch, gradients) = part?;
+                losses += of_batch;
+                add(&mut sum, gradients)?;
+            }
+        }
+        for layer in self.layers.values().filter(|_| rule.sparse && rule.decay != 0.0) {
+            let name = layer.spec.weight();
+            if let Some(gradient) = sum.get_mut(&name) {
+                // λ·(1 − m) ⊙ W (SR-STE, equation 9)
+                let dropped = (self.tensor(&name) * (1.0 - layer.factors(0.0, &self.device)?)?)?;
+                *gradient = (&*gradient + (dropped * rule.decay)?)?;
+            }
+        }
+        Ok((losses, sum))
+    }
+
+    /// What the stream is behind the last block, `[T, H]`, with each layer's input shown on the way.
+    pub(crate) fn forward(&self, batch: &MicroBatch, rule: &Rule, watch: &Watch) -> Result<Tensor> {
+        let mut x = self.stream(&batch.hidden)?;
+        for layer in 0..self.config.blocks().layers {
+            let weights = frozen(self.block(layer, rule)?.0);
+            x = self.forward_block(layer, &weights, &batch.lengths, &x, watch)?;
+        }
+        Ok(x)
+    }
+
+    /// What a block makes of its input, `[T, H]`, with each layer's input shown on the way.
+    pub(crate) fn through_block(&self, layer: usize, part: &Part, rule: &Rule, watch: &Watch) -> Result<Tensor> {
+        let weights = frozen(self.block(layer, rule)?.0);
+        self.forward_block(layer, &weights, &part.lengths, &self.stream(&part.input)?, watch)
+    }
+
+    /// How far a block's outputs are from their targets, as SquareHead has it, the mean over some parts; and the gradients.
+    pub(crate) fn block_step(&self, layer: usize, parts: &[&Part], rule: &Rule) -> Result<(f64, Tensors)> {
+        let (loss, share) = (Loss { squarehead: 1.0, ..Loss::default() }, (parts.len() as f64).recip());
+        let of_part = |part: &&Part| -> Result<(f64, Tensors)> {
+            let (weights, wanted) = self.block(layer, rule)?;
+            let input = self.stream(&part.input)?;
+            let y = self.forward_block(layer, &weights, &part.lengths, &input, &|_, _| Ok(()))?;
+            let mut losses = Losses::default();
+            let dy = add_square_head(&y, &part.target, &loss, share, &y.zeros_like()?.detach(), &mut losses)?;
+            let mut store = (&y * &dy)?.sum_all()?.backward()?;
+            Ok((losses.total, self.parameter_gradients(taken(&mut store, &weights, wanted)?, rule)?))
+        };
+        let (mut lost, mut sum) = (0.0, Tensors::new());
+        for part in parts.par_iter().map(of_part).collect::<Vec<_>>() {
+            let (of_part, gradients) = part?;
+            lost += of_part;
+            add(&mut sum, gradients)?;
+        }
+        Ok((lost, sum))
+    }
+}
+
+/// Sequences before one block: what it sees, and what shall come of it.
+pub(crate) struct Part {
+    pub(crate) lengths: Vec<usize>,
+    /// `[H, T]`
+    pub(crate) input: Matrix,
+    /// `[H, T]`
+    pub(crate) target: Matrix,
+}
+
+/// The gradients of a block's tensors that want one.
+fn taken(store: &mut GradStore, weights: &Weights, wanted: BTreeSet<String>) -> Result<Tensors> {
+    let mut of_block = Tensors::new();
+    for name in wanted {
+        if let Some(gradient) = store.remove(&weights.tensors[&name]) {
+            of_block.insert(name, gradient.to_dtype(DType::F32)?);
+        }
+    }
+    Ok(of_block)
+}
+
+/// Adds tensors to others by name.
+fn add(sum: &mut Tensors, more: Tensors) -> Result<()> {
+    for (name, tensor) in more {
+        let total = match sum.get(&name) {
+            Some(sum) => (sum + tensor)?,
+            None => tensor,
+        };
+        sum.insert(name, total);
+    }
+    Ok(())
+}
+
+/// The same tensors without gradients.
+fn frozen(weights: Weights) -> Weights {
+    let tensors = weights.tensors.into_iter().map(|(name, tensor)| (name, tensor.detach())).collect();
+    Weights { tensors, ..weights }
+}
+
+/// `dx` with the gradient of what a block's output is off its target, `[H, T]`.
+fn add_square_head(
+    h: &Tensor,
+    target: &Matrix,
+    loss: &Loss,
+    share: f64,
+    dx: &Tensor,
+    losses: &mut Losses,
+) -> Result<Tensor> {
+    let (dtype, target) = (dx.dtype(), target.transposed());
+    let mut gradient = with_floats(&dx.to_dtype(DType::F32)?.to_device(&Device::Cpu)?, <[f32]>::to_vec)?;
+    let weight = loss.squarehead * share;
+    let h = h.detach().to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+    let lost = with_floats(&h, |h| square_head(h, target.data(), weight, &mut gradient))?;
+    losses.squarehead += lost / loss.squarehead;
+    losses.total += lost;
+    Ok(Tensor::from_vec(gradient, dx.shape(), dx.device())?.to_dtype(dtype)?)
+}
+
+#[cfg(test)]
+mod tests;

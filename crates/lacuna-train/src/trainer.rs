@@ -1,0 +1,336 @@
+//! The loop: what a recipe does at each step.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Tensor};
+use lacuna_core::{Matrix, Packed};
+use lacuna_format::Checkpoint;
+use lacuna_model::{Config, LinearSpec};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::block::adapter_names;
+use crate::drawn::{likeliest, logits_name, prior};
+use crate::layer::{Layer, Rule, matrix};
+use crate::loss::Losses;
+use crate::ops::with_floats;
+use crate::optimizer::{Moments, Tensors};
+use crate::recipe::{Masks, Recipe, Start, Trains};
+use crate::student::{Part, Student, Watch};
+use crate::{Error, MicroBatch, Result};
+
+/// What a training is made of.
+pub struct Setup<'a> {
+    /// the pruned checkpoint
+    pub pruned: &'a Checkpoint,
+    /// the dense one it came from, where the recipe [needs it](Recipe::needs_dense)
+    pub dense: Option<&'a Checkpoint>,
+    /// what both look like
+    pub config: &'a Config,
+    /// how
+    pub recipe: &'a Recipe,
+    /// how long
+    pub steps: usize,
+    /// of adapters and draws
+    pub seed: u64,
+    /// whether activations and the weights that meet them are rounded to bfloat16; moments and parameters are not
+    pub bf16: bool,
+    /// whether activations are computed again on the way back, instead of held
+    pub recompute: bool,
+}
+
+/// A training at some step.
+pub struct Trainer {
+    pub(crate) student: Student,
+    pub(crate) moments: Moments,
+    pub(crate) step: usize,
+    recipe: Recipe,
+    pub(crate) steps: usize,
+    seed: u64,
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct StepReport {
+    /// its number, from 1
+    pub step: usize,
+    /// number of the phase, from 0
+    pub phase: usize,
+    /// what was lost before the step
+    #[serde(flatten)]
+    pub losses: Losses,
+    /// learning rate
+    pub lr: f64,
+    /// norm of all gradients, before they were clipped
+    pub gradient_norm: f64,
+    /// share of the kept weights that others took the place of, where masks were selected
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flipped: Option<f64>,
+}
+
+/// What came of a training.
+pub struct Outcome {
+    /// the pruned layers by module name
+    pub packed: BTreeMap<String, Packed>,
+    /// norms and biases that were trained, by tensor name
+    pub others: BTreeMap<String, Vec<f32>>,
+    /// adapters that stand beside their layers: module name to `A[rank, K]` and `B[R, rank]`
+    pub adapters: BTreeMap<String, [Matrix; 2]>,
+}
+
+impl Trainer {
+    /// Reads the blocks and makes parameters of what the recipe trains.
+    pub fn new(setup: &Setup) -> Result<Self> {
+        let Setup { pruned, dense, config, recipe, steps, seed, bf16, recompute } = *setup;
+        let sparsity = pruned.sparsity().ok_or_else(|| Error::Settings("the checkpoint is not pruned".to_owned()))?;
+        let blocks = config.blocks();
+        let (mut layers, mut latent) = (BTreeMap::new(), BTreeMap::new());
+        for spec in (0..blocks.layers).flat_map(|layer| blocks.linears(layer)) {
+            if !sparsity.layers.contains_key(&spec.name) {
+                continue;
+            }
+            let Some(packed) = pruned.packed(&spec.name)? else { continue };
+            latent.insert(spec.name.clone(), weight_at_start(&spec, &packed, dense, recipe.start)?);
+            layers.insert(spec.name.clone(), Layer::new(spec, &packed));
+        }
+        if layers.is_empty() {
+            return Err(Error::Settings("the checkpoint has no pruned layer inside its blocks".to_owned()));
+        }
+        let dtype = if bf16 { DType::BF16 } else { DType::F32 };
+        let mut student = Student::new(pruned, config, layers, latent, recipe.trains, dtype, recompute)?;
+        make_parameters(&mut student, recipe, seed)?;
+        Ok(Self { student, moments: Moments::default(), step: 0, recipe: recipe.clone(), steps, seed })
+    }
+
+    /// Steps done.
+    pub fn steps_done(&self) -> usize {
+        self.step
+    }
+
+    /// What masks do at one of some steps: the phase, where it begins, the rule.
+    pub(crate) fn rule(&self, step: usize, steps: usize) -> (usize, usize, Rule) {
+        let (number, start, done) = self.recipe.phase(step, steps);
+        let phase = &self.recipe.phases[number];
+        let between = |[from, to]: [f64; 2]| from + (to - from) * done;
+        let drawn = match phase.masks {
+            Masks::Drawn { temperature, scale } => Some([between(temperature), between(scale)]),
+            Masks::Dense | Masks::Fixed | Masks::Refreshed { .. } => None,
+        };
+        let rule = Rule {
+            sparse: phase.masks != Masks::Dense,
+            straight_through: phase.straight_through,
+            leak: between(phase.leak),
+            decay: between(phase.decay),
+            drawn,
+            seed: self.seed.wrapping_mul(1_000_003).wrapping_add(self.step as u64),
+        };
+        (number, start, rule)
+    }
+
+    /// Whether masks are selected before a step of a phase that began at `start`.
+    pub(crate) fn selects(&self, phase: usize, start: usize, step: usize) -> bool {
+        let since = step - start;
+        let phases = &self.recipe.phases;
+        let after_dense = phase > 0 && since == 0 && phases[phase - 1].masks == Masks::Dense;
+        match phases[phase].masks {
+            Masks::Dense | Masks::Drawn { .. } => false,
+            Masks::Fixed => after_dense,
+            Masks::Refreshed { every } => after_dense || (since > 0 && since.is_multiple_of(every)),
+        }
+    }
+
+    /// One step on some batches, which were taught if the recipe's losses ask for it.
+    pub fn step(&mut self, batches: &[MicroBatch]) -> Result<StepReport> {
+        let (phase, start, rule) = self.rule(self.step, self.steps);
+        let flipped = if self.selects(phase, start, self.step) { Some(self.select_all(batches, &rule)?) } else { None };
+        let (losses, gradients) = self.student.step(batches, &rule, &self.recipe.loss)?;
+        self.update(phase, (self.step, self.steps), losses, &gradients, flipped)
+    }
+
+    /// Moves the parameters, at one of some steps of the learning rate's curve.
+    pub(crate) fn update(
+        &mut self,
+        phase: usize,
+        (at, steps): (usize, usize),
+        losses: Losses,
+        gradients: &Tensors,
+        flipped: Option<f64>,
+    ) -> Result<StepReport> {
+        if !losses.total.is_finite() {
+            return Err(Error::Diverged { step: self.step + 1, loss: losses.total });
+        }
+        let optimizer = &self.recipe.optimizer;
+        let (lr, steady) = (optimizer.rate(at, steps), self.recipe.phases[phase].steady);
+        let gradient_norm = self.moments.update(&mut self.student.parameters, gradients, optimizer, lr, steady)?;
+        self.step += 1;
+        Ok(StepReport { step: self.step, phase, losses, lr, gradient_norm, flipped })
+    }
+
+    /// Selects all masks for the weights as they are, and says which share of the kept ones changed.
+    fn select_all(&mut self, batches: &[MicroBatch], rule: &Rule) -> Result<f64> {
+        let norms = self
+            .norms(|watch| batches.iter().try_for_each(|batch| self.student.forward(batch, rule, watch).map(|_| ())))?;
+        self.select("", &norms)
+    }
+
+    /// Selects those of one block.
+    pub(crate) fn select_in(&mut self, layer: usize, parts: &[&Part], rule: &Rule) -> Result<f64> {
+        let norms = self.norms(|watch| {
+            parts.iter().try_for_each(|part| self.student.through_block(layer, part, rule, watch).map(|_| ()))
+        })?;
+        let prefix = format!("{}.", self.student.config.blocks().block_name(layer));
+        self.select(&prefix, &norms)
+    }
+
+    /// Selects the masks of the layers whose names begin so.
+    fn select(&mut self, prefix: &str, norms: &BTreeMap<String, Vec<f32>>) -> Result<f64> {
+        let mut latent = BTreeMap::new();
+        for name in self.student.layers.keys().filter(|name| name.starts_with(prefix)) {
+            latent.insert(name.clone(), matrix(&self.student.latent(name)?)?);
+        }
+        let Recipe { criterion, selection, .. } = self.recipe;
+        let select = |(name, layer): (&String, &mut Layer)| -> Option<Result<[f64; 2]>> {
+            let weight = latent.get(name)?;
+            let kept = (layer.mask.grid().rows() * layer.mask.grid().kept_per_row()) as f64;
+            let flipped = layer.select(weight, norms.get(name).cloned(), criterion, selection);
+            Some(flipped.map(|flipped| [kept * flipped, kept]))
+        };
+        let counts = self.student.layers.par_iter_mut().filter_map(select).collect::<Result<Vec<_>>>()?;
+        let [flipped, kept] = counts.iter().fold([0.0, 0.0], |[a, b], [flipped, kept]| [a + flipped, b + kept]);
+        Ok(flipped / kept)
+    }
+
+    /// `‖X_j‖₂` of the inputs of all pruned layers that a run shows, if the criterion wants to know them.
+    fn norms(&self, run: impl FnOnce(&Watch) -> Result<()>) -> Result<BTreeMap<String, Vec<f32>>> {
+        if !self.recipe.criterion.needs_stats() {
+            return Ok(BTreeMap::new());
+        }
+        let sums = std::sync::Mutex::new(BTreeMap::<String, Vec<f64>>::new());
+        run(&|spec: &LinearSpec, x: &Tensor| {
+            if self.student.layers.contains_key(&spec.name) {
+                let squares = square_sums(x)?;
+                let mut sums = sums.lock().expect("nobody panics");
+                let sum = sums.entry(spec.name.clone()).or_insert_with(|| vec![0.0; squares.len()]);
+                sum.iter_mut().zip(squares).for_each(|(sum, square)| *sum += square);
+            }
+            Ok(())
+        })?;
+        let root = |sums: Vec<f64>| sums.into_iter().map(|sum| sum.sqrt() as f32).collect();
+        Ok(sums.into_inner().expect("nobody panics").into_iter().map(|(name, sums)| (name, root(sums))).collect())
+    }
+
+    /// The pruned layers as they are now, with what else was trained.
+    pub fn outcome(&self) -> Result<Outcome> {
+        let mut outcome = Outcome { packed: BTreeMap::new(), others: BTreeMap::new(), adapters: BTreeMap::new() };
+        let (student, mut inside) = (&self.student, vec![]);
+        for (name, layer) in &student.layers {
+            let weight = matrix(&student.latent(name)?)?;
+            let packed = match student.trains {
+                Trains::Masks => layer.pack_by(&weight, likeliest(layer, student.tensor(&logits_name(name)))?)?,
+                Trains::Weights | Trains::Adapters { .. } => layer.pack(&weight)?,
+            };
+            outcome.packed.insert(name.clone(), packed);
+            let [a, b] = adapter_names(name);
+            if let Trains::Adapters { beside: true, .. } = student.trains {
+                let parts = [matrix(student.tensor(&a))?, matrix(student.tensor(&b))?];
+                outcome.adapters.insert(name.clone(), parts);
+            }
+            inside.extend([layer.spec.weight(), a, b, logits_name(name)]);
+        }
+        for (name, tensor) in student.parameters.iter().filter(|(name, _)| !inside.contains(name)) {
+            outcome.others.insert(name.clone(), tensor.flatten_all()?.to_vec1()?);
+        }
+        Ok(outcome)
+    }
+
+    /// What a batch is behind the last block, `[H, T]`, with masks as they are.
+    pub fn stream(&self, batch: &MicroBatch) -> Result<Matrix> {
+        Ok(matrix(&self.student.forward(batch, &Rule::FINAL, &|_, _| Ok(()))?)?.transposed())
+    }
+
+    /// What is trained, to average with that of another training of the same recipe from the same start.
+    pub fn parameters(&self) -> Parameters {
+        Parameters(self.student.parameters.clone())
+    }
+
+    /// Takes the mean of several trainings (Zimmer et al., arXiv 2306.16788): masks must not have moved in any.
+    pub fn average(&mut self, trainings: &[Parameters]) -> Result<()> {
+        for (name, parameter) in &mut self.student.parameters {
+            let mut sum = parameter.zeros_like()?;
+            for training in trainings {
+                sum = (sum + &training.0[name])?;
+            }
+            *parameter = (sum * (trainings.len() as f64).recip())?;
+        }
+        Ok(())
+    }
+}
+
+/// Parameters of a training.
+pub struct Parameters(Tensors);
+
+/// Kept weights as the recipe begins with them, and the dropped ones.
+fn weight_at_start(spec: &LinearSpec, packed: &Packed, dense: Option<&Checkpoint>, start: Start) -> Result<Matrix> {
+    let Some(dense) = dense else { return Ok(packed.unpack()) };
+    let mut weight = dense.matrix(&spec.weight(), spec.rows, spec.cols)?;
+    if start == Start::Pruned {
+        let kept = packed.unpack();
+        for row in 0..spec.rows {
+            let out = packed.output_row(row);
+            for col in packed.mask().kept(row).flatten().filter(|&col| col < spec.cols) {
+                weight.row_mut(out)[col] = kept.row(out)[col];
+            }
+        }
+    }
+    Ok(weight)
+}
+
+/// Moves what is trained from the frozen tensors to the parameters, and adds what is new.
+pub(crate) fn make_parameters(student: &mut Student, recipe: &Recipe, seed: u64) -> Result<()> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let Student { frozen, parameters, layers, device, .. } = student;
+    for (name, layer) in &*layers {
+        let weight = layer.spec.weight();
+        match recipe.trains {
+            Trains::Weights => {
+                let tensor = frozen.remove(&weight).expect("every pruned layer has a weight");
+                parameters.insert(weight, tensor);
+            }
+            Trains::Adapters { rank, .. } => {
+                let [a, b] = adapter_names(name);
+                // As PEFT: A uniform with variance 1 / (3 K), B zero.
+                let bound = (layer.spec.cols as f32).sqrt().recip();
+                let values: Vec<f32> =
+                    (0..rank * layer.spec.cols).map(|_| random.random_range(-bound..bound)).collect();
+                parameters.insert(a, Tensor::from_vec(values, (rank, layer.spec.cols), device)?);
+                parameters.insert(b, Tensor::zeros((layer.spec.rows, rank), DType::F32, device)?);
+            }
+            Trains::Masks => {
+                parameters.insert(logits_name(name), prior(layer, device)?);
+            }
+        }
+    }
+    if recipe.norms {
+        let small: Vec<String> =
+            frozen.iter().filter(|(_, tensor)| tensor.rank() == 1).map(|(n, _)| n.clone()).collect();
+        for name in small {
+            let tensor = frozen.remove(&name).expect("it is there");
+            parameters.insert(name, tensor);
+        }
+    }
+    Ok(())
+}
+
+/// `Σ_t x²` of each feature of `x[T, K]`.
+fn square_sums(x: &Tensor) -> Result<Vec<f64>> {
+    let features = x.dim(1)?;
+    let mut sums = vec![0.0; features];
+    with_floats(&x.to_dtype(DType::F32)?, |x| {
+        for token in x.chunks_exact(features) {
+            sums.iter_mut().zip(token).for_each(|(sum, &v)| *sum += f64::from(v) * f64::from(v));
+        }
+    })?;
+    Ok(sums)
+}

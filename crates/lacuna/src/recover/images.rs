@@ -1,0 +1,77 @@
+//! Images as training sees them: another crop each time, mirrored or not, and, where the dense model says what they show,
+//! half of the time mixed with another one (Beyer et al., arXiv 2106.05237: a patient teacher answers to the same view that the student gets).
+
+use std::path::Path;
+
+use anyhow::{Result, anyhow};
+use lacuna_format::{ImageProcessor, RgbImage};
+use lacuna_model::{Sample, VisionConfig};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+use crate::images::{self, Split, class_of};
+
+/// Least share of an image's area that a crop has.
+const LEAST_AREA: f64 = 0.35;
+
+/// Images of the calibration split, decoded.
+pub(super) struct Pictures {
+    processor: ImageProcessor,
+    images: Vec<RgbImage>,
+    /// classes, where they are trained on
+    classes: Option<Vec<u32>>,
+}
+
+impl Pictures {
+    pub(super) fn open(model: &Path, config: &VisionConfig, folder: &Path, classes: bool) -> Result<Self> {
+        let files = images::files(folder, Split::Calibration)?;
+        let class = |file: &std::path::PathBuf| Ok(class_of(file, &config.labels)? as u32);
+        let classes = classes.then(|| files.iter().map(class).collect::<Result<Vec<u32>>>()).transpose()?;
+        let images = files.par_iter().map(|file| RgbImage::open(file)).collect::<lacuna_format::Result<_>>()?;
+        Ok(Self { processor: images::processor(model, config)?, images, classes })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    /// A view of an image, and its class.
+    pub(super) fn sample(&self, i: usize, random: &mut ChaCha8Rng) -> Result<(Sample, Vec<u32>)> {
+        let mut pixels = self.view(i, random)?;
+        match &self.classes {
+            Some(classes) => Ok((Sample::Pixels(pixels), vec![classes[i]])),
+            None if random.random_bool(0.5) => Ok((Sample::Pixels(pixels), vec![])),
+            None => {
+                let (other, share) = (random.random_range(0..self.images.len()), random.random_range(0.0..1.0_f32));
+                let mixed = self.view(other, random)?;
+                pixels.iter_mut().zip(mixed).for_each(|(a, b)| *a += share * (b - *a));
+                Ok((Sample::Pixels(pixels), vec![]))
+            }
+        }
+    }
+
+    /// A random crop, mirrored or not, through the model's own processor.
+    fn view(&self, i: usize, random: &mut ChaCha8Rng) -> Result<Vec<f32>> {
+        let image = &self.images[i];
+        let [height, width] = image.size();
+        let area = random.random_range(LEAST_AREA..1.0) * (height * width) as f64;
+        let aspect = random.random_range(-0.29..0.29_f64).exp();
+        let tall = ((area / aspect).sqrt() as usize).clamp(1, height);
+        let wide = ((area * aspect).sqrt() as usize).clamp(1, width);
+        let (top, left) = (random.random_range(0..=height - tall), random.random_range(0..=width - wide));
+        let mirrored = random.random_bool(0.5);
+        let mut levels = Vec::with_capacity(tall * wide * 3);
+        for y in top..top + tall {
+            let row = &image.levels()[(y * width + left) * 3..(y * width + left + wide) * 3];
+            let pixels = row.as_chunks::<3>().0;
+            if mirrored {
+                levels.extend(pixels.iter().rev().flatten());
+            } else {
+                levels.extend(pixels.iter().flatten());
+            }
+        }
+        let crop = RgbImage::new([tall, wide], levels).map_err(|e| anyhow!(e))?;
+        self.processor.pixels_of(crop).map_err(|e| anyhow!(e))
+    }
+}

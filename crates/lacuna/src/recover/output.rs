@@ -1,0 +1,107 @@
+//! Writing what was recovered: the pruned checkpoint with other values, shard by shard; log and curves beside it, and adapters
+//! that were not merged in PEFT's layout.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use anyhow::Result;
+use lacuna_core::{Dtype, Matrix};
+use lacuna_format::{Checkpoint, OutTensor, SPARSITY_KEY, Staging, pack_tensors};
+use lacuna_train::{Outcome, Trains};
+use serde_json::{Value, json};
+
+use super::Job;
+use super::curves;
+use super::progress::Log;
+use crate::calibrate::Calibration;
+use crate::output::{copy_companions, write_index};
+
+/// Writes the whole checkpoint.
+pub(super) fn write(job: &Job, outcome: &Outcome, work: &Path, output: &Path) -> Result<()> {
+    let mut staging = Staging::open(output, job.options.force, &json!({ "recovered": job.fingerprint()? }))?;
+    let mut shards: BTreeMap<&Path, BTreeSet<&String>> = BTreeMap::new();
+    for (name, info) in job.pruned.tensors() {
+        shards.entry(job.pruned.file_of(info)).or_default().insert(name);
+    }
+    let mut names = vec![];
+    for (path, tensors) in shards {
+        let shard = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        write_shard(&job.pruned, outcome, &mut staging, &shard, &tensors)?;
+        names.push(shard);
+    }
+    write_index(&staging, names.into_iter())?;
+    let mut config = job.pruned.config().clone();
+    let recipe = &mut config[SPARSITY_KEY]["recipe"];
+    let mut recovery = json!({
+        "method": job.options.method,
+        "recipe": job.options.recipe,
+        "steps": job.options.steps,
+        "batch": job.options.batch,
+        "seed": job.options.seed,
+        "soup": job.options.soup,
+        "data": job.options.data.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    });
+    // Whoever evaluates must leave out what a training saw, as what calibration saw.
+    if let Some(split) = Calibration::split(&job.config) {
+        recovery["split"] = json!(split);
+        if !recipe["calibration"].is_object() {
+            recipe["calibration"] = json!({});
+        }
+        recipe["calibration"]["split"] = json!(split);
+    }
+    recipe["recovery"] = recovery;
+    staging.write_file("config.json", serde_json::to_string_pretty(&config)?.as_bytes())?;
+    copy_companions(&staging, job.pruned.dir())?;
+    let log = Log::open(&work.join("log.jsonl"))?;
+    staging.write_file("recovery.jsonl", &std::fs::read(log.path()).unwrap_or_default())?;
+    staging.write_file("recovery.svg", curves::draw(&log, 0).as_bytes())?;
+    write_adapters(job, outcome, &mut staging)?;
+    Ok(staging.finish()?)
+}
+
+fn write_shard(
+    pruned: &Checkpoint,
+    outcome: &Outcome,
+    staging: &mut Staging,
+    shard: &str,
+    names: &BTreeSet<&String>,
+) -> Result<()> {
+    let (mut tensors, mut raw) = (vec![], vec![]);
+    for &name in names {
+        let (layer, part) = name.rsplit_once('.').unwrap_or((name, ""));
+        match (outcome.packed.get(layer), outcome.others.get(name)) {
+            (Some(packed), _) if part == "values" => tensors.extend(pack_tensors(layer, packed)),
+            (Some(_), None) if part != "bias" => {}
+            (_, Some(values)) => {
+                let matrix = OutTensor::matrix(&Matrix::new(1, values.len(), values.clone())?, pruned.dtype(name)?);
+                let shape = pruned.info(name)?.shape.clone();
+                let data = matrix.data().to_vec();
+                tensors.push((name.clone(), OutTensor::new(pruned.info(name)?.dtype, shape, data)));
+            }
+            _ => raw.push((name.clone(), pruned.raw(name)?)),
+        }
+    }
+    for (name, tensor) in &raw {
+        tensors.push((name.clone(), OutTensor::new(tensor.info.dtype, tensor.info.shape.clone(), tensor.bytes())));
+    }
+    Ok(staging.write_shard(shard, &tensors, Value::Null)?)
+}
+
+/// `adapter_config.json` and `adapter_model.safetensors` as PEFT reads them.
+fn write_adapters(job: &Job, outcome: &Outcome, staging: &mut Staging) -> Result<()> {
+    let Trains::Adapters { rank, alpha, beside: true } = job.options.recipe.trains else { return Ok(()) };
+    let mut tensors = vec![];
+    for (layer, parts) in &outcome.adapters {
+        for (part, matrix) in ["A", "B"].iter().zip(parts) {
+            let name = format!("base_model.model.{layer}.lora_{part}.weight");
+            tensors.push((name, OutTensor::matrix(matrix, Dtype::F32)));
+        }
+    }
+    let modules: BTreeSet<&str> = outcome.adapters.keys().filter_map(|layer| layer.rsplit('.').next()).collect();
+    let config = json!({
+        "peft_type": "LORA", "r": rank, "lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none",
+        "target_modules": modules, "base_model_name_or_path": null, "inference_mode": true,
+    });
+    staging.write_shard("adapter_model.safetensors", &tensors, Value::Null)?;
+    Ok(staging.write_file("adapter_config.json", serde_json::to_string_pretty(&config)?.as_bytes())?)
+}

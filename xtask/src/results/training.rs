@@ -1,0 +1,206 @@
+//! What training wins back, by method and setting: the same pruned checkpoints, data, batches and number of steps for all.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+
+use super::{MODELS, Model, answer, dense, evaluate, lacuna, lines, note};
+use crate::root;
+
+/// Where runs are recorded.
+pub(super) const RECORD: &str = "bench/record/training.jsonl";
+
+/// The checkpoint that methods are compared on, and what its runs have alike.
+const MODEL: &str = "stories-3m";
+pub(super) const STEPS: usize = 200;
+const COMPARED: &[&str] = &["--batch", "16", "--length", "256", "--data", "self", "--self-samples", "4096"];
+
+/// A longer run, of how far one gets.
+pub(super) struct Long {
+    pub(super) model: &'static str,
+    pub(super) pattern: &'static str,
+    method: &'static str,
+    pub(super) steps: usize,
+    flags: &'static [&'static str],
+    /// what the project set out to reach, in the unit of the model's gap
+    pub(super) target: &'static str,
+}
+
+const STORIES: &[&str] =
+    &["--batch", "16", "--length", "256", "--lr", "3e-3", "--data", "self", "--self-samples", "8192"];
+
+/// One a checkpoint and pattern of the targets.
+pub(super) const LONG: [Long; 5] = [
+    stories("2:4", "0.12"),
+    stories("64:2:5", "0.25"),
+    stories("64:2:8", "a quarter of the gap before"),
+    Long {
+        model: "minilm-l6",
+        pattern: "64:2:8",
+        method: "text-encoder",
+        steps: 1000,
+        flags: &["--batch", "64"],
+        target: "3",
+    },
+    Long {
+        model: "vit-tiny",
+        pattern: "64:2:5",
+        method: "squarehead",
+        steps: 1000,
+        flags: &["--batch", "16"],
+        target: "3",
+    },
+];
+
+const fn stories(pattern: &'static str, target: &'static str) -> Long {
+    Long { model: MODEL, pattern, method: "masked", steps: 1500, flags: STORIES, target }
+}
+
+pub(super) const PATTERNS: [&str; 3] = ["2:4", "64:2:5", "64:2:8"];
+
+/// A row: its name, the recipe, and settings of it that are changed.
+pub(super) struct Row {
+    pub(super) name: &'static str,
+    method: &'static str,
+    changed: &'static [(&'static str, f64)],
+    /// how the checkpoint is pruned before
+    pruned: &'static [&'static str],
+    patterns: &'static [&'static str],
+}
+
+const OURS: &[&str] = &["--effort", "high"];
+const RIA: &[&str] = &["--recipe", "ria"];
+const PAPER: &[&str] = &["--recipe", "paper"];
+const ALL: &[&str] = &PATTERNS;
+const LAST: &[&str] = &["64:2:8"];
+
+const fn method(name: &'static str) -> Row {
+    Row { name, method: name, changed: &[], pruned: OURS, patterns: ALL }
+}
+
+const fn changed(name: &'static str, method: &'static str, changed: &'static [(&'static str, f64)]) -> Row {
+    Row { name, method, changed, pruned: OURS, patterns: LAST }
+}
+
+/// The methods, then what their settings do.
+pub(super) const ROWS: [Row; 28] = [
+    method("masked"),
+    method("squarehead"),
+    method("ste"),
+    method("sr-ste"),
+    method("ast"),
+    method("mdgf"),
+    method("step"),
+    method("dsd"),
+    method("maskllm"),
+    method("lora"),
+    method("lora3"),
+    method("blockwise"),
+    changed("lora3, dense 2 %, masks move 30 %", "lora3", &[("/phases/1/share", 0.3)]),
+    changed("lora3, dense 10 %, masks move 10 %", "lora3", &[("/phases/0/share", 0.1), ("/phases/1/share", 0.1)]),
+    changed("lora3, dense 30 %, masks move 30 %", "lora3", &[("/phases/0/share", 0.3), ("/phases/1/share", 0.3)]),
+    changed("ste, masks again after 1 step", "ste", &[("/phases/0/masks/refreshed/every", 1.0)]),
+    changed("ste, after 40", "ste", &[("/phases/0/masks/refreshed/every", 40.0)]),
+    changed("ste, after 200", "ste", &[("/phases/0/masks/refreshed/every", 200.0)]),
+    changed("sr-ste, λ 2e-5", "sr-ste", &[("/phases/0/decay/0", 2e-5), ("/phases/0/decay/1", 2e-5)]),
+    changed("sr-ste, λ 2e-3", "sr-ste", &[("/phases/0/decay/0", 2e-3), ("/phases/0/decay/1", 2e-3)]),
+    changed("sr-ste, λ 2e-2", "sr-ste", &[("/phases/0/decay/0", 2e-2), ("/phases/0/decay/1", 2e-2)]),
+    changed("sr-ste, λ 2e-1", "sr-ste", &[("/phases/0/decay/0", 0.2), ("/phases/0/decay/1", 0.2)]),
+    Row { name: "masked, from RIA", method: "masked", changed: &[], pruned: RIA, patterns: LAST },
+    Row { name: "masked, from RIA with permutation", method: "masked", changed: &[], pruned: PAPER, patterns: LAST },
+    Row { name: "lora, from RIA", method: "lora", changed: &[], pruned: RIA, patterns: LAST },
+    Row { name: "lora, from RIA with permutation", method: "lora", changed: &[], pruned: PAPER, patterns: LAST },
+    Row { name: "lora3, from RIA", method: "lora3", changed: &[], pruned: RIA, patterns: LAST },
+    Row { name: "lora3, from RIA with permutation", method: "lora3", changed: &[], pruned: PAPER, patterns: LAST },
+];
+
+/// Makes the runs that the record has not, until the time is over.
+pub(super) fn run(until: Instant, row: Option<&str>, pattern: Option<&str>) -> Result<()> {
+    for wanted in PATTERNS.iter().filter(|name| pattern.is_none_or(|only| only == **name)) {
+        for row in ROWS.iter().filter(|known| row.is_none_or(|only| only == known.name)) {
+            let key = json!({ "model": MODEL, "row": row.name, "pattern": wanted, "steps": STEPS });
+            if !row.patterns.contains(wanted) || is_known(&key)? {
+                continue;
+            }
+            if Instant::now() > until {
+                return Ok(());
+            }
+            let recipe = changed_recipe(row)?;
+            note(RECORD, &measure(key, row.pruned, &recipe, COMPARED)?)?;
+        }
+    }
+    for long in LONG.iter().filter(|long| pattern.is_none_or(|only| only == long.pattern)) {
+        let Long { model, pattern, method, steps, flags, .. } = long;
+        let key = json!({ "model": model, "row": LONGEST, "pattern": pattern, "steps": steps });
+        if row.is_some_and(|only| only != LONGEST) || is_known(&key)? {
+            continue;
+        }
+        if Instant::now() > until {
+            return Ok(());
+        }
+        note(RECORD, &measure(key, OURS, Path::new(method), flags)?)?;
+    }
+    Ok(())
+}
+
+/// What the runs of [`LONG`] are called in the record.
+pub(super) const LONGEST: &str = "long";
+
+fn is_known(key: &Value) -> Result<bool> {
+    let same = |line: &Value| ["model", "row", "pattern", "steps"].iter().all(|field| line[field] == key[field]);
+    Ok(lines(RECORD)?.iter().any(same))
+}
+
+/// A built-in recipe with other settings, as a file.
+fn changed_recipe(row: &Row) -> Result<PathBuf> {
+    let file = root().join(format!("crates/lacuna/recipes/recover/{}.json", row.method));
+    let mut settings: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
+    for (place, value) in row.changed {
+        let setting = settings.pointer_mut(place).with_context(|| format!("{} has no {place}", row.method))?;
+        *setting = if setting.is_u64() { json!(*value as u64) } else { json!(value) };
+    }
+    let recipe = work()?.join("recipe.json");
+    std::fs::write(&recipe, settings.to_string())?;
+    Ok(recipe)
+}
+
+fn work() -> Result<PathBuf> {
+    let work = root().join("target/results");
+    std::fs::create_dir_all(&work)?;
+    Ok(work)
+}
+
+/// Prunes, recovers and evaluates; `key` says what.
+fn measure(mut key: Value, prune: &[&str], recipe: &Path, flags: &[&str]) -> Result<Value> {
+    let shared = root().join("../shared");
+    let model = MODELS.iter().find(|model| key["model"] == model.name).context("a model of the results")?;
+    let (source, data) = (shared.join("models").join(model.name), shared.join("data").join(model.calibration));
+    let pruned = pruned(model, prune, key["pattern"].as_str().context("a pattern")?)?;
+    let output = work()?.join("recovered");
+    let mut recover = lacuna("recover", &[&pruned, &output]);
+    recover.arg("--dense").arg(&source).arg("--method").arg(recipe).arg("--data").arg(data).args(flags);
+    let found = answer(recover.arg("--steps").arg(key["steps"].to_string()).arg("--force"))?;
+    let dense = dense(&shared, model)?;
+    for (field, checkpoint) in [("before", &pruned), ("gap", &output)] {
+        key[field] = json!(model.gap.between(&dense, &evaluate(&shared, model, checkpoint)?)?);
+    }
+    for field in ["flipped", "tokens", "seconds", "peak_rss_bytes"] {
+        key[field] = found[field].clone();
+    }
+    Ok(key)
+}
+
+/// The checkpoint that a training begins with.
+fn pruned(model: &Model, flags: &[&str], pattern: &str) -> Result<PathBuf> {
+    let name = format!("{}{}-{}", model.name, flags.concat(), pattern.replace(':', "-"));
+    let output = work()?.join(name);
+    if !output.exists() {
+        let shared = root().join("../shared");
+        let mut prune = lacuna("prune", &[&shared.join("models").join(model.name), &output]);
+        prune.arg("--calibration").arg(shared.join("data").join(model.calibration)).args(model.calibration_flags);
+        answer(prune.args(flags).args(["--pattern", pattern]))?;
+    }
+    Ok(output)
+}
