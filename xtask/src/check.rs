@@ -20,6 +20,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     step("lints", &mut cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"]))?;
     let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
     step("docs", docs.env("RUSTDOCFLAGS", "--deny warnings"))?;
+    crate::cuda::check()?;
     step("release build", &mut cargo(&["build", "--release", "--quiet"]))?;
     if args.no_hf {
         eprintln!("== round trip: SKIPPED (--no-hf)");

@@ -2,12 +2,13 @@
 
 use crate::tiles::{Codes, HalfType, SLABS_IN_FLIGHT, TILE_ROWS, Tiles, stride};
 
-/// The text of the kernels, by file. `prefill.cu` and `decode.cu` include the others.
-pub const SOURCES: [(&str, &str); 4] = [
+/// The text of the kernels, by file. Those in `.cu` include those in `.cuh`.
+const SOURCES: [(&str, &str); 5] = [
     ("ptx.cuh", include_str!("../kernels/ptx.cuh")),
     ("product.cuh", include_str!("../kernels/product.cuh")),
     ("prefill.cu", include_str!("../kernels/prefill.cu")),
     ("decode.cu", include_str!("../kernels/decode.cu")),
+    ("probe.cu", include_str!("../kernels/probe.cu")),
 ];
 
 const LANES: u32 = 32;
@@ -166,6 +167,13 @@ pub fn source(kernels: &[Kernel]) -> String {
         include(kernel.file(), &mut seen, &mut text);
     }
     text + &kernels.iter().copied().map(Kernel::definition).collect::<String>()
+}
+
+/// The text of the probes.
+pub fn probe_source() -> String {
+    let mut text = String::new();
+    include("probe.cu", &mut vec![], &mut text);
+    text
 }
 
 fn include(file: &str, seen: &mut Vec<String>, text: &mut String) {

@@ -114,13 +114,19 @@ pub struct Tiles {
     slabs_per_scale: usize,
     row_tile: usize,
     slab_places: usize,
-    values: Vec<u8>,
-    metadata: Vec<u32>,
-    scales: Vec<f16>,
-    places: Vec<u16>,
-    slab_columns: Vec<u32>,
-    columns: Vec<u32>,
-    output_rows: Vec<u32>,
+    buffers: Buffers,
+}
+
+/// What a GPU gets.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Buffers {
+    pub(crate) values: Vec<u8>,
+    pub(crate) metadata: Vec<u32>,
+    pub(crate) scales: Vec<f16>,
+    pub(crate) places: Vec<u16>,
+    pub(crate) slab_columns: Vec<u32>,
+    pub(crate) columns: Vec<u32>,
+    pub(crate) output_rows: Vec<u32>,
 }
 
 impl Tiles {
@@ -146,13 +152,11 @@ impl Tiles {
             slabs_per_scale,
             row_tile,
             slab_places,
-            values: vec![],
-            metadata: vec![],
-            scales: vec![],
-            places: vec![],
-            slab_columns: vec![],
-            columns: k_rows.in_register_order(),
-            output_rows: (0..grid.rows()).map(|row| packed.output_row(row) as u32).collect(),
+            buffers: Buffers {
+                columns: k_rows.in_register_order(),
+                output_rows: (0..grid.rows()).map(|row| packed.output_row(row) as u32).collect(),
+                ..Buffers::default()
+            },
         };
         tiles.fill_fragments(packed)?;
         tiles.fill_slabs(&k_rows);
@@ -163,11 +167,11 @@ impl Tiles {
     fn fill_fragments(&mut self, packed: &Packed) -> Result<()> {
         let m_tiles = self.rows.next_multiple_of(self.row_tile) / TILE_ROWS;
         let per_tile = self.slabs * LANES;
-        self.values = vec![0; m_tiles * per_tile * STEPS * self.codes.lane_bytes()];
-        self.metadata = vec![0; m_tiles * per_tile];
+        self.buffers.values = vec![0; m_tiles * per_tile * STEPS * self.codes.lane_bytes()];
+        self.buffers.metadata = vec![0; m_tiles * per_tile];
         let (codes, slabs, half) = (self.codes, self.slabs, self.half);
-        let tiles = self.values.par_chunks_mut(per_tile * STEPS * codes.lane_bytes());
-        tiles.zip(self.metadata.par_chunks_mut(per_tile)).enumerate().try_for_each(
+        let tiles = self.buffers.values.par_chunks_mut(per_tile * STEPS * codes.lane_bytes());
+        tiles.zip(self.buffers.metadata.par_chunks_mut(per_tile)).enumerate().try_for_each(
             |(m_tile, (values, metadata))| {
                 let tile = MTile { packed, half, codes, slabs, first_row: m_tile * TILE_ROWS };
                 tile.fill_metadata(metadata);
@@ -183,7 +187,7 @@ impl Tiles {
                 if known { quantized.scales()[row * quantized.blocks() + block] } else { f16::ZERO }
             };
             let of_tile = |m_tile| (0..blocks).flat_map(move |b| (0..TILE_ROWS).map(move |row| (m_tile, b, row)));
-            self.scales =
+            self.buffers.scales =
                 (0..m_tiles).flat_map(of_tile).map(|(m_tile, block, row)| scale(m_tile, block, row)).collect();
         }
         Ok(())
@@ -199,23 +203,28 @@ impl Tiles {
                 (0..self.slabs).map(|slab| banks::assign(&k_rows.of(blocks.clone(), slab))).collect()
             })
             .collect();
-        self.slab_columns = vec![NO_COLUMN; row_tiles * self.slabs * self.slab_places];
+        self.buffers.slab_columns = vec![NO_COLUMN; row_tiles * self.slabs * self.slab_places];
         // Rows past the last belong to row blocks past the last.
         let blocks = self.rows.next_multiple_of(self.row_tile).div_ceil(self.v);
-        self.places = vec![0; blocks * self.slabs * LANES];
+        self.buffers.places = vec![0; blocks * self.slabs * LANES];
         for (tile, slabs) in slabs.iter().enumerate() {
             let blocks = k_rows.blocks_of(tile, self.row_tile, self.rows, self.v);
             for (s, slab) in slabs.iter().enumerate() {
                 let at = (tile * self.slabs + s) * self.slab_places;
-                self.slab_columns[at..at + slab.columns.len()].copy_from_slice(&slab.columns);
+                self.buffers.slab_columns[at..at + slab.columns.len()].copy_from_slice(&slab.columns);
                 for (block, places) in blocks.clone().zip(&slab.places) {
-                    let lanes = &mut self.places[(block * self.slabs + s) * LANES..][..LANES];
+                    let lanes = &mut self.buffers.places[(block * self.slabs + s) * LANES..][..LANES];
                     for (lane, out) in lanes.iter_mut().enumerate() {
                         *out = u16::from_le_bytes([places[lane], places[lane + LANES]]);
                     }
                 }
             }
         }
+    }
+
+    /// Leaves only the shapes.
+    pub(crate) fn take_buffers(&mut self) -> Buffers {
+        std::mem::take(&mut self.buffers)
     }
 
     /// Type of the activations.
@@ -270,37 +279,37 @@ impl Tiles {
 
     /// `[m-tiles, slabs, …]`
     pub fn values(&self) -> &[u8] {
-        &self.values
+        &self.buffers.values
     }
 
     /// `[m-tiles, slabs, lanes]`
     pub fn metadata(&self) -> &[u32] {
-        &self.metadata
+        &self.buffers.metadata
     }
 
     /// `[m-tiles, blocks of scales, 16]`; none of floats
     pub fn scales(&self) -> &[f16] {
-        &self.scales
+        &self.buffers.scales
     }
 
     /// `[row blocks, slabs, lanes]`
     pub fn places(&self) -> &[u16] {
-        &self.places
+        &self.buffers.places
     }
 
     /// `[row tiles, slabs, places]`
     pub fn slab_columns(&self) -> &[u32] {
-        &self.slab_columns
+        &self.buffers.slab_columns
     }
 
     /// `[row blocks, slabs, steps, 4, 8]`
     pub fn columns(&self) -> &[u32] {
-        &self.columns
+        &self.buffers.columns
     }
 
     /// `[R]`
     pub fn output_rows(&self) -> &[u32] {
-        &self.output_rows
+        &self.buffers.output_rows
     }
 }
 
