@@ -30,6 +30,24 @@ pub(crate) fn check() -> Result<()> {
     }
 }
 
+/// Builds the checks that need a GPU and runs them; what there is no GPU for fails.
+pub(crate) fn gpu_check() -> Result<()> {
+    let build = ["build", "--release", "--quiet", "--package", "lacuna-cuda", "--example", "gpu_check"];
+    step("build", &mut cargo(&build))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let mut check = Command::new("bash");
+    check.arg("scripts/gpu_check.sh").arg(target.join("release/examples/gpu_check"));
+    // NVRTC from its wheel, where it has been fetched.
+    if let Ok(tools) = Tools::find(&venv()) {
+        check.env("LD_LIBRARY_PATH", tools.libraries);
+    }
+    step("GPU", &mut check)
+}
+
+fn venv() -> PathBuf {
+    root().join("target/cuda/venv")
+}
+
 struct Tools {
     /// where libnvrtc lies
     libraries: PathBuf,
@@ -38,7 +56,7 @@ struct Tools {
 
 impl Tools {
     fn fetch() -> Result<Self> {
-        let venv = root().join("target/cuda/venv");
+        let venv = venv();
         if Self::find(&venv).is_err() {
             step("venv for NVRTC", Command::new("python3").args(["-m", "venv"]).arg(&venv))?;
             let mut pip = Command::new(venv.join("bin/pip"));

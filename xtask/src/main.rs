@@ -26,6 +26,8 @@ enum Task {
     Emulate,
     /// Compile the CUDA kernels for every architecture, with no GPU, and look at the machine code
     CudaCompile,
+    /// On a machine with a GPU: run every CUDA kernel against the definition, and time them beside dense products
+    GpuCheck,
     /// Hold the tree against the invariants of ARCHITECTURE.md
     Tidy,
     /// Write a randomly initialised checkpoint of a known model's shapes
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         Task::Check(args) => check::run(&args),
         Task::Emulate => emulate::run(),
         Task::CudaCompile => cuda::compile(),
+        Task::GpuCheck => cuda::gpu_check(),
         Task::Tidy => tidy::run(),
         Task::Synth(args) => synth::run(&args),
         Task::Plot => plot::run(),

@@ -1,5 +1,7 @@
 //! Dense weights, by cuBLASLt.
 
+use std::sync::Arc;
+
 use cudarc::cublaslt::{CudaBlasLT, Matmul, MatmulConfig};
 use cudarc::driver::CudaSlice;
 use half::{bf16, f16};
@@ -12,7 +14,7 @@ use crate::tiles::HalfType;
 
 /// A weight `[R, K]`.
 pub struct Dense {
-    library: CudaBlasLT,
+    library: Arc<CudaBlasLT>,
     weight: CudaSlice<u16>,
     half: HalfType,
     rows: usize,
@@ -31,7 +33,18 @@ impl Dense {
         let bits: Vec<u16> = weight.iter().map(|&w| half.round(w)).collect();
         let weight = device.stream.clone_htod(&bits).map_err(failed("copying a weight to the GPU"))?;
         let library = CudaBlasLT::new(device.stream.clone()).map_err(failed_blas)?;
-        Ok(Self { library, weight, half, rows, cols })
+        Ok(Self { library: Arc::new(library), weight, half, rows, cols })
+    }
+
+    /// The same in other memory, for measurements that must not find it in a cache.
+    pub fn duplicate(&self, device: &Device) -> Result<Self> {
+        let weight = device.stream.clone_dtod(&self.weight).map_err(failed("copying a weight"))?;
+        Ok(Self { library: self.library.clone(), weight, half: self.half, rows: self.rows, cols: self.cols })
+    }
+
+    /// Bytes that it takes on the GPU.
+    pub fn bytes(&self) -> usize {
+        2 * self.weight.len()
     }
 
     /// `y = W x`.

@@ -75,6 +75,23 @@ impl Sparse {
         })
     }
 
+    /// The same in other memory, for measurements that must not find it in a cache.
+    pub fn duplicate(&self, device: &Device) -> Result<Self> {
+        let copy = failed("copying a weight");
+        let stream = &device.stream;
+        Ok(Self {
+            tiles: self.tiles.clone(),
+            values: stream.clone_dtod(&self.values).map_err(&copy)?,
+            metadata: stream.clone_dtod(&self.metadata).map_err(&copy)?,
+            scales: self.scales.as_ref().map(|scales| stream.clone_dtod(scales)).transpose().map_err(&copy)?,
+            places: stream.clone_dtod(&self.places).map_err(&copy)?,
+            slab_columns: stream.clone_dtod(&self.slab_columns).map_err(&copy)?,
+            columns: stream.clone_dtod(&self.columns).map_err(&copy)?,
+            output_rows: stream.clone_dtod(&self.output_rows).map_err(&copy)?,
+            bias: self.bias.as_ref().map(|bias| stream.clone_dtod(bias)).transpose().map_err(&copy)?,
+        })
+    }
+
     /// Bytes that it takes on the GPU.
     pub fn bytes(&self) -> usize {
         let words = self.metadata.len() + self.slab_columns.len() + self.columns.len() + self.output_rows.len();
