@@ -8,14 +8,15 @@
 
 constexpr int DECODE_WARPS = 16;
 
-/// The values of one m-tile and slab, in the type of the activations.
+/// The values of one m-tile and slab, in the type of the activations. `BYTES` is what a strip has of a slab.
 template <class Half> struct Floats {
     static constexpr bool SCALED = false;
+    static constexpr u32 BYTES = STEPS * STRIP_TILES * LANES * sizeof(uint4);
     uint4 steps[STEPS];
-    LACUNA_DEVICE void load(const Product &p, u64 tile_slab, int lane) {
+    LACUNA_DEVICE void load(const u8 *strip, u32 m_tile, int lane) {
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
-            steps[step] = load_constant((const uint4 *)p.values + (tile_slab * STEPS + step) * LANES + lane);
+            steps[step] = load_constant((const uint4 *)strip + (step * STRIP_TILES + m_tile) * LANES + lane);
         }
     }
     LACUNA_DEVICE uint4 fragment(int step) const { return steps[step]; }
@@ -24,9 +25,10 @@ template <class Half> struct Floats {
 /// Codes as bytes of code + 128: 8 a step, in the order of A's registers.
 template <class Half> struct Int8 {
     static constexpr bool SCALED = true;
+    static constexpr u32 BYTES = STRIP_TILES * LANES * sizeof(uint4);
     uint4 codes;
-    LACUNA_DEVICE void load(const Product &p, u64 tile_slab, int lane) {
-        codes = load_constant((const uint4 *)p.values + tile_slab * LANES + lane);
+    LACUNA_DEVICE void load(const u8 *strip, u32 m_tile, int lane) {
+        codes = load_constant((const uint4 *)strip + m_tile * LANES + lane);
     }
     /// The byte in the mantissa of 2^23 is an exact f32.
     static LACUNA_DEVICE float code(u32 bytes, int i) {
@@ -42,9 +44,10 @@ template <class Half> struct Int8 {
 /// Codes as nibbles of code + 8: nibble r is the first value of A's register r, nibble r + 4 its second.
 template <class Half> struct Int4 {
     static constexpr bool SCALED = true;
+    static constexpr u32 BYTES = STRIP_TILES * LANES * sizeof(uint2);
     uint2 codes;
-    LACUNA_DEVICE void load(const Product &p, u64 tile_slab, int lane) {
-        codes = load_constant((const uint2 *)p.values + tile_slab * LANES + lane);
+    LACUNA_DEVICE void load(const u8 *strip, u32 m_tile, int lane) {
+        codes = load_constant((const uint2 *)strip + m_tile * LANES + lane);
     }
     LACUNA_DEVICE uint4 fragment(int step) const {
         u32 c = step ? codes.y : codes.x;
@@ -69,38 +72,44 @@ template <class Half, class Values, int M_TILES, int N_TILES> struct Decode {
     int lane = threadIdx.x % LANES;
     u32 first_m_tile = blockIdx.x * M_TILES;
     u32 first_token = blockIdx.y * WIDTH;
+    /// Of slab 0; the others are behind it.
+    const u8 *values = (const u8 *)p.values + (u64)(first_m_tile / STRIP_TILES) * p.slabs * Values::BYTES;
+    const u32 *metadata = p.metadata + ((u64)(first_m_tile / STRIP_TILES) * p.slabs * LANES + lane) * STRIP_TILES +
+                          first_m_tile % STRIP_TILES;
+    const uint4 *columns =
+        (const uint4 *)p.columns + ((u64)(first_m_tile * TILE_ROWS / p.v) * p.slabs * STEPS * 4 + lane % 4) * 2;
 
     LACUNA_DEVICE Decode(const Product &product) : p(product) {}
 
     /// B's registers of one step: lane 4 g + t wants token g of k-rows 8 i + 2 t and the next.
     LACUNA_DEVICE void gather(uint4 (&b)[N_TILES], u32 slab, int step) const {
-        u32 row_block = first_m_tile * TILE_ROWS / p.v;
-        u64 at = (((u64)row_block * p.slabs + slab) * STEPS + step) * 4 + lane % 4;
-        const uint4 *columns = (const uint4 *)p.columns + at * 2;
-        uint4 first = load_constant(columns), second = load_constant(columns + 1);
+        const uint4 *of_step = columns + (slab * STEPS + step) * 8;
+        uint4 first = load_constant(of_step), second = load_constant(of_step + 1);
 #pragma unroll
         for (int j = 0; j < N_TILES; j++) {
             u32 token = first_token + j * TOKENS + lane / 4;
-            b[j] = uint4{pair(first.x, first.y, token), pair(first.z, first.w, token), pair(second.x, second.y, token),
-                         pair(second.z, second.w, token)};
+            const u16 *x = p.x + token;
+            bool inside = token < p.tokens;
+            b[j] = uint4{pair(x, first.x, first.y, inside), pair(x, first.z, first.w, inside),
+                         pair(x, second.x, second.y, inside), pair(x, second.z, second.w, inside)};
         }
     }
 
-    LACUNA_DEVICE u32 pair(u32 low, u32 high, u32 token) const { return one(low, token) | one(high, token) << 16; }
+    LACUNA_DEVICE u32 pair(const u16 *x, u32 low, u32 high, bool inside) const {
+        return permute_bytes(one(x, low, inside), one(x, high, inside), 0x5410);
+    }
 
-    LACUNA_DEVICE u32 one(u32 column, u32 token) const {
-        bool there = column != NO_COLUMN && token < p.tokens;
-        return there ? load_constant(p.x + (u64)column * p.stride + token) : 0;
+    LACUNA_DEVICE u32 one(const u16 *x, u32 column, bool inside) const {
+        return inside && column != NO_COLUMN ? load_constant(row_at(x, column, p.stride * sizeof(u16))) : 0;
     }
 
     LACUNA_DEVICE void add_slab(float (&sums)[M_TILES][N_TILES][4], u32 slab) const {
-        Values values[M_TILES];
-        u32 metadata[M_TILES];
+        Values values_of[M_TILES];
+        u32 metadata_of[M_TILES];
 #pragma unroll
         for (int i = 0; i < M_TILES; i++) {
-            u64 tile_slab = (u64)(first_m_tile + i) * p.slabs + slab;
-            values[i].load(p, tile_slab, lane);
-            metadata[i] = load_constant(p.metadata + tile_slab * LANES + lane);
+            values_of[i].load(values + slab * Values::BYTES, first_m_tile % STRIP_TILES + i, lane);
+            metadata_of[i] = load_constant(metadata + slab * (LANES * STRIP_TILES) + i);
         }
         uint4 b[STEPS][N_TILES];
         gather(b[0], slab, 0);
@@ -112,7 +121,7 @@ template <class Half, class Values, int M_TILES, int N_TILES> struct Decode {
                 u64 at = ((u64)(first_m_tile + i) * scale_blocks + slab / p.slabs_per_scale) * TILE_ROWS + lane / 4;
                 float low = F16::widen(load_constant(p.scales + at)), high = F16::widen(load_constant(p.scales + at + 8));
                 float part[N_TILES][4] = {};
-                multiply(part, values[i], b, metadata[i]);
+                multiply(part, values_of[i], b, metadata_of[i]);
 #pragma unroll
                 for (int j = 0; j < N_TILES; j++) {
                     sums[i][j][0] += low * part[j][0];
@@ -121,7 +130,7 @@ template <class Half, class Values, int M_TILES, int N_TILES> struct Decode {
                     sums[i][j][3] += high * part[j][3];
                 }
             } else {
-                multiply(sums[i], values[i], b, metadata[i]);
+                multiply(sums[i], values_of[i], b, metadata_of[i]);
             }
         }
     }

@@ -21,14 +21,29 @@ struct Prefill {
     /// m-tiles that share their columns; the warp gathers once for each such run
     static constexpr int RUNS = M_TILES / SHARING;
 
+    /// 16 bytes of a row, and rows that the block copies at once
+    static constexpr u32 CHUNKS = BLOCK_TOKENS / 8;
+    static constexpr u32 COPIED_ROWS = THREADS / CHUNKS;
+    static_assert(COPIED_ROWS % 8 == 0, "a thread's places are the same modulo 8, so its swizzle is one number");
+
     const Product &p;
     int warp = threadIdx.x / LANES;
     int lane = threadIdx.x % LANES;
-    int warp_down = warp / WARPS_ACROSS;
     int warp_across = warp % WARPS_ACROSS;
-    u32 first_m_tile = (blockIdx.x * BLOCK_ROWS) / TILE_ROWS + warp_down * M_TILES;
+    u32 first_m_tile = blockIdx.x * BLOCK_ROWS / TILE_ROWS + warp / WARPS_ACROSS * M_TILES;
     u32 first_token = blockIdx.y * BLOCK_TOKENS;
     u32 row_tile = blockIdx.x * BLOCK_ROWS / p.row_tile;
+    /// This lane's part of what the warp multiplies: of slab 0, and the others behind it.
+    const uint4 *values = (const uint4 *)p.values +
+                          ((u64)(first_m_tile / STRIP_TILES) * p.slabs * STEPS * STRIP_TILES + first_m_tile % STRIP_TILES) * LANES +
+                          lane;
+    const u32 *metadata = p.metadata + ((u64)(first_m_tile / STRIP_TILES) * p.slabs * LANES + lane) * STRIP_TILES +
+                          first_m_tile % STRIP_TILES;
+    u32 shared = shared_address(shared_memory());
+    /// What this thread copies of every slab: 8 tokens of the columns at some places.
+    u32 copied_place = threadIdx.x / CHUNKS;
+    u32 copied_token = first_token + threadIdx.x % CHUNKS * 8;
+    u32 copied_to = copied_place * PLACE_BYTES + ((threadIdx.x % CHUNKS ^ (copied_place & 7)) << 4);
 
     LACUNA_DEVICE Prefill(const Product &product) : p(product) {}
 
@@ -49,31 +64,27 @@ struct Prefill {
     /// Begins to fetch a slab whose list is there.
     LACUNA_DEVICE void fetch_slab(u32 slab) const {
         if (slab >= p.slabs) return;
-        constexpr int CHUNKS = BLOCK_TOKENS / 8;
         const u32 *columns = (const u32 *)list(slab);
-        u32 stage = shared_address(shared_memory()) + slab % STAGES * slab_bytes();
-        u32 chunk = threadIdx.x % CHUNKS, token = first_token + chunk * 8;
-        for (u32 place = threadIdx.x / CHUNKS; place < p.slab_places; place += THREADS / CHUNKS) {
+        u32 to = shared + slab % STAGES * slab_bytes() + copied_to;
+        const u16 *from = p.x + copied_token;
+        bool inside = copied_token < p.stride;
+#pragma unroll 4
+        for (u32 place = copied_place; place < p.slab_places; place += COPIED_ROWS, to += COPIED_ROWS * PLACE_BYTES) {
             u32 column = columns[place];
-            bool there = column != NO_COLUMN && token < p.stride;
-            const u16 *from = there ? p.x + (u64)column * p.stride + token : p.x;
-            cp_async(stage + place * PLACE_BYTES + ((chunk ^ (place & 7)) << 4), from, there);
+            cp_async(to, row_at(from, column, p.stride * sizeof(u16)), inside && column != NO_COLUMN);
         }
     }
 
-    LACUNA_DEVICE void load_values(uint4 (&values)[M_TILES], u32 slab, u32 step) const {
+    LACUNA_DEVICE void load_values(uint4 (&to)[M_TILES], u32 slab, u32 step) const {
+        const uint4 *from = values + (slab * STEPS + step) * (STRIP_TILES * LANES);
 #pragma unroll
-        for (int i = 0; i < M_TILES; i++) {
-            u64 at = (((u64)(first_m_tile + i) * p.slabs + slab) * STEPS + step) * LANES + lane;
-            values[i] = load_constant((const uint4 *)p.values + at);
-        }
+        for (int i = 0; i < M_TILES; i++) to[i] = load_constant(from + i * LANES);
     }
 
-    LACUNA_DEVICE void load_metadata(u32 (&metadata)[M_TILES], u32 (&places)[RUNS], u32 slab) const {
-#pragma unroll
-        for (int i = 0; i < M_TILES; i++) {
-            metadata[i] = load_constant(p.metadata + ((u64)(first_m_tile + i) * p.slabs + slab) * LANES + lane);
-        }
+    LACUNA_DEVICE void load_metadata(u32 (&to)[M_TILES], u32 (&places)[RUNS], u32 slab) const {
+        const u32 *from = metadata + slab * (LANES * STRIP_TILES);
+        if constexpr (M_TILES == 4) *(uint4 *)to = load_constant((const uint4 *)from);
+        else *(uint2 *)to = load_constant((const uint2 *)from);
 #pragma unroll
         for (int run = 0; run < RUNS; run++) {
             u32 row_block = (first_m_tile + run * SHARING) * TILE_ROWS / p.v;
@@ -84,7 +95,7 @@ struct Prefill {
     template <int STEP>
     LACUNA_DEVICE void multiply(float (&sums)[M_TILES][N_TILES][4], const uint4 (&values)[M_TILES],
                                 const u32 (&metadata)[M_TILES], const u32 (&places)[RUNS], u32 slab) const {
-        u32 stage = shared_address(shared_memory()) + slab % STAGES * slab_bytes();
+        u32 stage = shared + slab % STAGES * slab_bytes();
 #pragma unroll
         for (int run = 0; run < RUNS; run++) {
             u32 place = places[run] >> (8 * STEP) & 0xff;

@@ -5,7 +5,8 @@
 // Words. A *chunk* is a group of 4 kept columns, as wide as the hardware's 2:4 pattern. A *step* is what one mma.sp eats:
 // 8 chunks, 32 of its k. A *slab* is two steps: its metadata fills one register (the instruction's selector says whose
 // half is meant), and so a scale of 32 integers is that of one slab. An *m-tile* is 16 rows of W. A *row block* is V rows
-// that share their columns. A *row tile* is some row blocks whose columns are fetched together.
+// that share their columns. A *strip* is 4 m-tiles, whose values lie together. A *row tile* is some row blocks whose columns
+// are fetched together.
 //
 // mma.sp m16n8k32, lane = 4 g + t (PTX ISA, "sparse matrix storage" and the fragments below it):
 //   A  r0 = row g, the two kept values of chunk t; r1 = row g + 8; r2, r3 = the same of chunk t + 4
@@ -20,14 +21,16 @@
 constexpr u32 NO_COLUMN = 0xffffffff;
 constexpr int LANES = 32;
 constexpr int TILE_ROWS = 16;
+constexpr int STRIP_TILES = 4;
 constexpr int STEPS = 2;
 /// Tokens of one mma.sp.
 constexpr int TOKENS = 8;
 
 struct Product {
-    /// floats [m-tiles, slabs, steps, lanes, 8]; int8 and int4 [m-tiles, slabs, lanes, steps, 8], both as in `decode.cu`
+    /// floats [strips, slabs, steps, 4 m-tiles, lanes, 8]; int8 and int4 [strips, slabs, 4 m-tiles, lanes, steps, 8], both as
+    /// in `decode.cu`
     const void *values;
-    /// [m-tiles, slabs, lanes]
+    /// [strips, slabs, lanes, 4 m-tiles]
     const u32 *metadata;
     /// f16 [m-tiles, ceil(slabs / slabs_per_scale), 16]; only of integers
     const u16 *scales;

@@ -30,6 +30,14 @@ LACUNA_DEVICE uint2 load_constant(const uint2 *from) { return __ldg(from); }
 LACUNA_DEVICE u32 load_constant(const u32 *from) { return __ldg(from); }
 LACUNA_DEVICE u16 load_constant(const u16 *from) { return __ldg(from); }
 
+/// The address `bytes · row` behind another. The compiler takes the sum apart where it is written in C++, at five
+/// instructions instead of one.
+LACUNA_DEVICE const u16 *row_at(const u16 *first, u32 row, u32 bytes) {
+    const u16 *address;
+    asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(address) : "r"(row), "r"(bytes), "l"(first));
+    return address;
+}
+
 /// Begins to copy 16 bytes to shared memory past the registers; zeros if there is nothing to copy.
 LACUNA_DEVICE void cp_async(u32 to, const void *from, bool there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");

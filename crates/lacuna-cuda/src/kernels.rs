@@ -232,11 +232,11 @@ pub fn choose(tiles: &Tiles, tokens: usize, limits: Limits) -> Launch {
         ],
         shared_bytes: shape.shared_bytes(tiles.slab_places()),
     };
-    // Smaller blocks fetch more for each product, but all multiprocessors should have one.
+    // Smaller blocks fetch more for each product, but most multiprocessors should have one.
     let fitting = SHAPES.into_iter().filter(|shape| {
         shape.rows() as usize <= tiles.row_tile() && launch(*shape).shared_bytes as usize <= limits.shared_bytes
     });
     let launches: Vec<Launch> = fitting.map(launch).collect();
-    let fills = |launch: &&Launch| (launch.blocks[0] * launch.blocks[1]) as usize >= limits.multiprocessors;
+    let fills = |launch: &&Launch| 4 * (launch.blocks[0] * launch.blocks[1]) as usize >= 3 * limits.multiprocessors;
     *launches.iter().find(fills).or(launches.last()).expect("a weight's row tile is made to fit the smallest shape")
 }

@@ -12,6 +12,8 @@ use crate::kernels::{Limits, row_tiles};
 pub const NO_COLUMN: u32 = u32::MAX;
 /// Rows of an m-tile.
 pub(crate) const TILE_ROWS: usize = 16;
+/// m-tiles of a strip.
+const STRIP_TILES: usize = 4;
 /// Chunks (groups) of a step, and steps of a slab.
 const CHUNKS: usize = 8;
 const STEPS: usize = 2;
@@ -163,21 +165,22 @@ impl Tiles {
         Ok(tiles)
     }
 
-    /// Values, metadata and scales, an m-tile at a time. Rows past the last are zero, under metadata that is in order.
+    /// Values, metadata and scales, a strip at a time. Rows past the last are zero, under metadata that is in order.
     fn fill_fragments(&mut self, packed: &Packed) -> Result<()> {
         let m_tiles = self.rows.next_multiple_of(self.row_tile) / TILE_ROWS;
-        let per_tile = self.slabs * LANES;
-        self.buffers.values = vec![0; m_tiles * per_tile * STEPS * self.codes.lane_bytes()];
-        self.buffers.metadata = vec![0; m_tiles * per_tile];
-        let (codes, slabs, half) = (self.codes, self.slabs, self.half);
-        let tiles = self.buffers.values.par_chunks_mut(per_tile * STEPS * codes.lane_bytes());
-        tiles.zip(self.buffers.metadata.par_chunks_mut(per_tile)).enumerate().try_for_each(
-            |(m_tile, (values, metadata))| {
-                let tile = MTile { packed, half, codes, slabs, first_row: m_tile * TILE_ROWS };
-                tile.fill_metadata(metadata);
-                tile.fill_values(values)
-            },
-        )?;
+        let values_of_strip = self.slabs * STEPS * STRIP_TILES * LANES * self.codes.lane_bytes();
+        let metadata_of_strip = self.slabs * LANES * STRIP_TILES;
+        let strips = m_tiles / STRIP_TILES;
+        self.buffers.values = vec![0; strips * values_of_strip];
+        self.buffers.metadata = vec![0; strips * metadata_of_strip];
+        let (codes, half) = (self.codes, self.half);
+        let values = self.buffers.values.par_chunks_mut(values_of_strip);
+        let strips = values.zip(self.buffers.metadata.par_chunks_mut(metadata_of_strip));
+        strips.enumerate().try_for_each(|(strip, (values, metadata))| {
+            let strip = Strip { packed, half, codes, first_row: strip * STRIP_TILES * TILE_ROWS };
+            strip.fill_metadata(metadata);
+            strip.fill_values(values)
+        })?;
         if let Values::Quantized(quantized) = packed.values() {
             let blocks = self.slabs.div_ceil(self.slabs_per_scale);
             let scale = |m_tile: usize, block: usize, row: usize| {
@@ -277,12 +280,12 @@ impl Tiles {
         (self.v / TILE_ROWS).min(4)
     }
 
-    /// `[m-tiles, slabs, …]`
+    /// `[strips, slabs, …]`
     pub fn values(&self) -> &[u8] {
         &self.buffers.values
     }
 
-    /// `[m-tiles, slabs, lanes]`
+    /// `[strips, slabs, lanes, 4]`
     pub fn metadata(&self) -> &[u32] {
         &self.buffers.metadata
     }
@@ -384,17 +387,16 @@ impl KRows {
     }
 }
 
-/// 16 rows, to be laid out.
-struct MTile<'a> {
+/// 4 m-tiles, to be laid out.
+struct Strip<'a> {
     packed: &'a Packed,
     half: HalfType,
     codes: Codes,
-    slabs: usize,
     first_row: usize,
 }
 
-impl MTile<'_> {
-    /// `[slabs, lanes]`: lane `4 g + 2 step + h` has chunks `4 h` to `4 h + 3` of rows g (low half) and g + 8.
+impl Strip<'_> {
+    /// `[slabs, lanes, m-tiles]`: lane `4 g + 2 step + h` has chunks `4 h` to `4 h + 3` of rows g (low half) and g + 8.
     fn fill_metadata(&self, metadata: &mut [u32]) {
         let grid = self.packed.mask().grid();
         let nibble = |row: usize, group: usize| {
@@ -402,27 +404,32 @@ impl MTile<'_> {
             u32::from(if known { self.packed.mask().row_pairs(row)[group] } else { Pair::FIRST }.code())
         };
         for (i, out) in metadata.iter_mut().enumerate() {
-            let (slab, lane) = (i / LANES, i % LANES);
+            let [slab, lane, m_tile] = unravel(i, [LANES, STRIP_TILES]);
             let (g, step, h) = (lane / 4, lane % 4 / 2, lane % 2);
             let first = slab * SLAB_GROUPS + step * CHUNKS + 4 * h;
             *out = (0..8).fold(0, |bits, n| {
-                let row = self.first_row + g + 8 * (n / 4);
+                let row = self.first_row + m_tile * TILE_ROWS + g + 8 * (n / 4);
                 bits | nibble(row, first + n % 4) << (4 * n)
             });
         }
     }
 
-    /// `[slabs, steps, lanes, 8]` of floats, `[slabs, lanes, steps, 8]` of integers.
+    /// `[slabs, steps, m-tiles, lanes, 8]` of floats, `[slabs, m-tiles, lanes, steps, 8]` of integers.
     fn fill_values(&self, out: &mut [u8]) -> Result<()> {
         for (i, lane_values) in out.chunks_exact_mut(self.codes.lane_bytes()).enumerate() {
-            let (slab, step, lane) = match self.codes {
-                Codes::Float => (i / LANES / STEPS, i / LANES % STEPS, i % LANES),
-                Codes::Int8 | Codes::Int4 => (i / STEPS / LANES, i % STEPS, i / STEPS % LANES),
+            let (slab, step, m_tile, lane) = match self.codes {
+                Codes::Float => {
+                    let [slab, step, m_tile, lane] = unravel(i, [STEPS, STRIP_TILES, LANES]);
+                    (slab, step, m_tile, lane)
+                }
+                Codes::Int8 | Codes::Int4 => {
+                    let [slab, m_tile, lane, step] = unravel(i, [STRIP_TILES, LANES, STEPS]);
+                    (slab, step, m_tile, lane)
+                }
             };
-            debug_assert!(slab < self.slabs);
             for value in 0..LANE_VALUES {
                 let (register, second) = (value / 2, value % 2);
-                let row = self.first_row + lane / 4 + 8 * (register % 2);
+                let row = self.first_row + m_tile * TILE_ROWS + lane / 4 + 8 * (register % 2);
                 let group = slab * SLAB_GROUPS + step * CHUNKS + lane % 4 + 4 * (register / 2);
                 self.put(lane_values, register, second, row, group)?;
             }
@@ -455,4 +462,15 @@ impl MTile<'_> {
         }
         Ok(())
     }
+}
+
+/// The indices of an element of an array whose inner sides are given; the outermost comes first.
+fn unravel<const SIDES: usize, const INDICES: usize>(mut at: usize, sides: [usize; SIDES]) -> [usize; INDICES] {
+    let mut indices = [0; INDICES];
+    for (index, side) in indices[1..].iter_mut().zip(sides).rev() {
+        *index = at % side;
+        at /= side;
+    }
+    indices[0] = at;
+    indices
 }

@@ -30,7 +30,7 @@ fn decode_column(tiles: &Tiles, row: usize, slab: usize, k: usize) -> u32 {
 
 /// The value of A's register of a lane, first or second.
 fn value(tiles: &Tiles, m_tile: usize, slab: usize, step: usize, lane: usize, register: usize, second: usize) -> f32 {
-    let tile_slab = m_tile * tiles.slabs() + slab;
+    let (strip_slab, m) = (m_tile / 4 * tiles.slabs() + slab, m_tile % 4);
     let scale = |row: usize| {
         let blocks = tiles.slabs().div_ceil(tiles.slabs_per_scale());
         tiles.scales()[(m_tile * blocks + slab / tiles.slabs_per_scale()) * 16 + row].to_f32()
@@ -38,16 +38,16 @@ fn value(tiles: &Tiles, m_tile: usize, slab: usize, step: usize, lane: usize, re
     let row = lane / 4 + 8 * (register % 2);
     match tiles.codes() {
         Codes::Float => {
-            let at = ((tile_slab * 2 + step) * 32 + lane) * 16 + 4 * register + 2 * second;
+            let at = (((strip_slab * 2 + step) * 4 + m) * 32 + lane) * 16 + 4 * register + 2 * second;
             tiles.half().widen(u16::from_le_bytes([tiles.values()[at], tiles.values()[at + 1]]))
         }
         Codes::Int8 => {
-            let at = ((tile_slab * 32 + lane) * 2 + step) * 8 + 2 * register + second;
+            let at = (((strip_slab * 4 + m) * 32 + lane) * 2 + step) * 8 + 2 * register + second;
             (f32::from(tiles.values()[at]) - 128.0) * scale(row) + 0.0
         }
         Codes::Int4 => {
             let nibble = register + 4 * second;
-            let byte = tiles.values()[((tile_slab * 32 + lane) * 2 + step) * 4 + nibble / 2];
+            let byte = tiles.values()[(((strip_slab * 4 + m) * 32 + lane) * 2 + step) * 4 + nibble / 2];
             (f32::from(byte >> (4 * (nibble % 2)) & 15) - 8.0) * scale(row) + 0.0
         }
     }
@@ -61,7 +61,8 @@ fn unpack(tiles: &Tiles, find: FindColumn) -> Matrix {
     let m_tiles = tiles.metadata().len() / tiles.slabs() / 32;
     for (m_tile, slab, step, row, chunk) in fragments(m_tiles, tiles.slabs()) {
         let (g, half) = (row % 8, row / 8);
-        let metadata = tiles.metadata()[(m_tile * tiles.slabs() + slab) * 32 + 4 * g + 2 * step + chunk / 4];
+        let lane = 4 * g + 2 * step + chunk / 4;
+        let metadata = tiles.metadata()[((m_tile / 4 * tiles.slabs() + slab) * 32 + lane) * 4 + m_tile % 4];
         let nibble = (metadata >> (16 * half + 4 * (chunk % 4))) as usize & 15;
         let positions = [nibble & 3, nibble >> 2];
         assert!(positions[0] < positions[1], "metadata {nibble:x}");

@@ -234,6 +234,10 @@ template <class T> T load_constant(const T *from) {
     return *from;
 }
 
+inline const u16 *row_at(const u16 *first, u32 row, u32 bytes) {
+    return (const u16 *)((uintptr_t)first + (u64)row * bytes);
+}
+
 inline void cp_async(u32 to, const void *from, bool there) {
     emulate::Fiber &me = *emulate::block->now;
     emulate::Copy copy{to, from, there, me.groups};

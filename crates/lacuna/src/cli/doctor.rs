@@ -1,6 +1,5 @@
 //! `lacuna doctor`
 
-use anyhow::Result;
 use serde_json::json;
 
 use super::ui::Ui;
@@ -10,7 +9,7 @@ use super::ui::Ui;
 #[command(after_help = "Example:\n  lacuna doctor")]
 pub(super) struct Args {}
 
-pub(super) fn run(ui: &Ui) -> Result<()> {
+pub(super) fn run(ui: &Ui) {
     let parts = lacuna::doctor::parts();
     ui.result(&json!({ "parts": parts }), || {
         let line = |part: &lacuna::doctor::Part| {
@@ -20,5 +19,4 @@ pub(super) fn run(ui: &Ui) -> Result<()> {
         };
         parts.iter().map(line).collect::<String>() + "\nIn this version models run on the CPU alone.\n"
     });
-    Ok(())
 }

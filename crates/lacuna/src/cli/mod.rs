@@ -163,7 +163,7 @@ fn dispatch(command: Command, ui: &Ui) -> Result<ExitCode> {
         Command::Kernels(args) => kernels::run(&args, ui)?,
         Command::Export(args) => export::run(&args, ui)?,
         Command::Demo(args) => demo::run(&args, ui)?,
-        Command::Doctor(doctor::Args {}) => doctor::run(ui)?,
+        Command::Doctor(doctor::Args {}) => doctor::run(ui),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "lacuna", &mut std::io::stdout());
         }
