@@ -8,6 +8,7 @@
 // Shared memory begins as NaN. mma.sp refuses metadata that PTX calls undefined, ldmatrix and cp.async addresses that are
 // not multiples of 16 or lie outside; memory of the device ends at a page that may not be touched.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdint>
@@ -52,7 +53,10 @@ struct Copy {
 };
 
 struct Fiber {
+    /// where it begins, and, once it has, where it goes on: a jump costs no system call, which changing contexts does
     ucontext_t context;
+    jmp_buf here;
+    bool begun = false;
     std::unique_ptr<char[]> stack;
     Index thread;
     bool done = false;
@@ -80,7 +84,7 @@ struct Block {
     std::vector<u8> shared;
     Index index;
     bool eager = false;
-    ucontext_t scheduler;
+    jmp_buf scheduler;
     Fiber *now = nullptr;
     std::function<void()> kernel;
 };
@@ -91,6 +95,20 @@ inline u8 *aligned_shared() { return (u8 *)(((uintptr_t)block->shared.data() + 1
 inline size_t shared_bytes() { return block->shared.size() - 128; }
 inline Warp &warp() { return block->warps[block->now->thread.x / LANES]; }
 inline int lane() { return block->now->thread.x % LANES; }
+
+/// Lets others have their turn.
+inline void yield() {
+    if (_setjmp(block->now->here) == 0) _longjmp(block->scheduler, 1);
+}
+
+/// Gives a fiber its turn.
+inline void resume(Fiber &fiber) {
+    block->now = &fiber;
+    if (_setjmp(block->scheduler) != 0) return;
+    if (fiber.begun) _longjmp(fiber.here, 1);
+    fiber.begun = true;
+    setcontext(&fiber.context);
+}
 
 /// Waits until all of a party are here; the last to come does what they came for.
 template <class F> void meet(Party &party, const char *doing, F last) {
@@ -105,7 +123,7 @@ template <class F> void meet(Party &party, const char *doing, F last) {
     }
     me->waits_for = &party;
     me->round = party.round;
-    swapcontext(&me->context, &block->scheduler);
+    yield();
     me->waits_for = nullptr;
 }
 
@@ -124,7 +142,7 @@ inline void perform(const Copy &copy) {
 inline void run_fiber() {
     block->kernel();
     block->now->done = true;
-    swapcontext(&block->now->context, &block->scheduler);
+    yield();
 }
 
 /// Gives each lane of a warp that can run a turn; says how many ran.
@@ -134,8 +152,7 @@ inline int run_warp(Block &b, Fiber *first, int &left) {
         Fiber &fiber = first[b.eager ? LANES - 1 - i : i];
         if (fiber.done || (fiber.waits_for && fiber.waits_for->round == fiber.round)) continue;
         ran++;
-        b.now = &fiber;
-        swapcontext(&b.scheduler, &fiber.context);
+        resume(fiber);
         if (fiber.done) left--;
     }
     return ran;
@@ -153,7 +170,7 @@ inline void run_block(Block &b, int threads, size_t shared) {
         Fiber &fiber = b.fibers[i];
         if (!fiber.stack) fiber.stack = std::make_unique<char[]>(STACK);
         fiber.thread.x = i;
-        fiber.done = false;
+        fiber.done = fiber.begun = false;
         fiber.waits_for = nullptr;
         fiber.copies.clear();
         fiber.groups = 0;
