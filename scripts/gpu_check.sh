@@ -25,6 +25,13 @@ failed=0
 "$binary" --record "$record" micro correct products || failed=$?
 [ "$failed" -eq 2 ] && exit 2
 
+if python3 -c 'import torch' 2> /dev/null; then
+    echo "== cuSPARSELt"
+    python3 "$here/bench/engines/cusparselt.py" --record "$record" || echo "== cuSPARSELt: SKIPPED (it says why above)"
+else
+    echo "== cuSPARSELt: SKIPPED (no PyTorch here)"
+fi
+
 if command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck; do
         echo "== compute-sanitizer $tool"
@@ -39,10 +46,4 @@ else
     echo "== compute-sanitizer: SKIPPED (not here)"
 fi
 
-if python3 -c 'import torch' 2> /dev/null; then
-    echo "== cuSPARSELt"
-    python3 "$here/bench/engines/cusparselt.py" --record "$record" || echo "== cuSPARSELt: SKIPPED (it says why above)"
-else
-    echo "== cuSPARSELt: SKIPPED (no PyTorch here)"
-fi
 exit "$failed"

@@ -26,7 +26,7 @@ const LANES: usize = 32;
 /// Values of a lane in one step.
 const LANE_VALUES: usize = 8;
 /// Places of a slab are numbered by a byte.
-const MOST_PLACES: usize = 256;
+pub(crate) const MOST_PLACES: usize = 256;
 
 /// The 16-bit type of activations, and of values that are no integers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -143,7 +143,7 @@ impl Tiles {
             _ => (Codes::Float, 1),
         };
         let k_rows = KRows::new(packed);
-        let (row_tile, slab_places) = choose_row_tile(&k_rows, grid.rows(), v, limits)?;
+        let (row_tile, slabs) = choose_row_tile(&k_rows, grid.rows(), v, limits)?;
         let mut tiles = Self {
             half,
             codes,
@@ -153,7 +153,7 @@ impl Tiles {
             slabs: k_rows.slabs,
             slabs_per_scale,
             row_tile,
-            slab_places,
+            slab_places: most_places(&slabs),
             buffers: Buffers {
                 columns: k_rows.in_register_order(),
                 output_rows: (0..grid.rows()).map(|row| packed.output_row(row) as u32).collect(),
@@ -161,7 +161,7 @@ impl Tiles {
             },
         };
         tiles.fill_fragments(packed)?;
-        tiles.fill_slabs(&k_rows);
+        tiles.fill_slabs(&k_rows, &slabs);
         Ok(tiles)
     }
 
@@ -197,15 +197,8 @@ impl Tiles {
     }
 
     /// Places and columns of the slabs, a row tile at a time.
-    fn fill_slabs(&mut self, k_rows: &KRows) {
-        let row_tiles = self.rows.div_ceil(self.row_tile);
-        let slabs: Vec<Vec<banks::Slab>> = (0..row_tiles)
-            .into_par_iter()
-            .map(|tile| {
-                let blocks = k_rows.blocks_of(tile, self.row_tile, self.rows, self.v);
-                (0..self.slabs).map(|slab| banks::assign(&k_rows.of(blocks.clone(), slab))).collect()
-            })
-            .collect();
+    fn fill_slabs(&mut self, k_rows: &KRows, slabs: &[Vec<banks::Slab>]) {
+        let row_tiles = slabs.len();
         self.buffers.slab_columns = vec![NO_COLUMN; row_tiles * self.slabs * self.slab_places];
         // Rows past the last belong to row blocks past the last.
         let blocks = self.rows.next_multiple_of(self.row_tile).div_ceil(self.v);
@@ -320,8 +313,8 @@ fn slabs_per_scale(quantized: &Quantized) -> usize {
     quantized.group().values() / (SLAB_GROUPS * KEPT_PER_GROUP)
 }
 
-/// The largest row tile whose slabs fit the shared memory, and the places of its slabs.
-fn choose_row_tile(k_rows: &KRows, rows: usize, v: usize, limits: Limits) -> Result<(usize, usize)> {
+/// The largest row tile whose slabs fit the shared memory, with its slabs, `[row tiles, slabs]`.
+fn choose_row_tile(k_rows: &KRows, rows: usize, v: usize, limits: Limits) -> Result<(usize, Vec<Vec<banks::Slab>>)> {
     let fits_v = |tile: usize| v.is_multiple_of(TILE_ROWS) && (v.is_multiple_of(tile) || tile.is_multiple_of(v));
     let sizes = row_tiles(0).map(|(size, _)| size);
     for (i, &size) in sizes.iter().enumerate() {
@@ -330,18 +323,28 @@ fn choose_row_tile(k_rows: &KRows, rows: usize, v: usize, limits: Limits) -> Res
         if !fits_v(size) || (!smallest && rows <= size / 2) {
             continue;
         }
-        let tiles = (0..rows.div_ceil(size)).into_par_iter();
-        let needed = tiles.map(|tile| {
+        let fits = |places: usize| places <= MOST_PLACES && (smallest || row_tiles(places)[i].1 <= limits.shared_bytes);
+        let of_tile = |tile| {
             let blocks = k_rows.blocks_of(tile, size, rows, v);
-            let of_slab = |slab| banks::places_needed(&k_rows.of(blocks.clone(), slab));
-            (0..k_rows.slabs).map(of_slab).max().unwrap_or(0)
-        });
-        let places = needed.max().unwrap_or(0);
-        if places <= MOST_PLACES && (smallest || row_tiles(places)[i].1 <= limits.shared_bytes) {
-            return Ok((size, places));
+            let assign = |slab| {
+                let blocks = k_rows.of(blocks.clone(), slab);
+                fits(banks::places_needed(&blocks))
+                    .then(|| banks::assign(&blocks))
+                    .filter(|slab| fits(slab.columns.len()))
+            };
+            (0..k_rows.slabs).map(assign).collect()
+        };
+        let slabs: Option<Vec<Vec<banks::Slab>>> = (0..rows.div_ceil(size)).into_par_iter().map(of_tile).collect();
+        if let Some(slabs) = slabs {
+            return Ok((size, slabs));
         }
     }
     Err(Error::RowBlock { v })
+}
+
+/// Places of the largest slab.
+fn most_places(slabs: &[Vec<banks::Slab>]) -> usize {
+    slabs.iter().flatten().map(|slab| slab.columns.len()).max().unwrap_or(0)
 }
 
 /// The column of every k-row, `[row blocks, slabs, 64]`.
