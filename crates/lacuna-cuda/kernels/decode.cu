@@ -1,12 +1,10 @@
 // Few tokens: decoding. Time is the bytes of the weight, each of which is read once, so there is no shared memory for x:
 // it stays in the first cache, and lanes gather B's registers from there. A block of threads computes a strip of 16 or 32
 // rows; its warps share out the slabs of K and add up in shared memory at the end, in one order: results do not depend on
-// timing. Tokens beyond the last are zero; a further strip of tokens reads the weight again.
+// timing. Tokens beyond the last are zero; further tokens than 32 read the weight again.
 //
 // Integers become 16-bit floats exactly, in registers; what a slab gives is multiplied by its scale in f32.
 #include "product.cuh"
-
-constexpr int DECODE_WARPS = 16;
 
 /// The values of one m-tile and slab, in the type of the activations. `BYTES` is what a strip has of a slab.
 template <class Half> struct Floats {
@@ -63,7 +61,7 @@ template <> LACUNA_DEVICE u32 Int4<Bf16>::widen_nibbles(u32 c) {
     return Bf16::subtract((c & 0x000f000f) | 0x43004300, 0x43084308);
 }
 
-template <class Half, class Values, int M_TILES, int N_TILES> struct Decode {
+template <class Half, class Values, int M_TILES, int N_TILES, int WARPS> struct Decode {
     static constexpr int ROWS = M_TILES * TILE_ROWS;
     static constexpr int WIDTH = N_TILES * TOKENS;
 
@@ -147,7 +145,7 @@ template <class Half, class Values, int M_TILES, int N_TILES> struct Decode {
     LACUNA_DEVICE void run() const {
         float sums[M_TILES][N_TILES][4] = {};
 #pragma unroll 2
-        for (u32 slab = warp; slab < p.slabs; slab += DECODE_WARPS) add_slab(sums, slab);
+        for (u32 slab = warp; slab < p.slabs; slab += WARPS) add_slab(sums, slab);
         // [warps, rows, tokens]
         float *parts = (float *)shared_memory();
         int g = lane / 4, t = lane % 4;
@@ -163,7 +161,7 @@ template <class Half, class Values, int M_TILES, int N_TILES> struct Decode {
             }
         }
         __syncthreads();
-        for (int at = threadIdx.x; at < ROWS * WIDTH; at += DECODE_WARPS * LANES) {
+        for (int at = threadIdx.x; at < ROWS * WIDTH; at += WARPS * LANES) {
             u32 row = first_m_tile * TILE_ROWS + at / WIDTH, token = first_token + at % WIDTH;
             if (row < p.rows && token < p.tokens) finish(parts + at, row, token);
         }
@@ -172,7 +170,7 @@ template <class Half, class Values, int M_TILES, int N_TILES> struct Decode {
     LACUNA_DEVICE void finish(const float *part, u32 packed_row, u32 token) const {
         float sum = 0.0f;
 #pragma unroll
-        for (int w = 0; w < DECODE_WARPS; w++) sum += part[w * ROWS * WIDTH];
+        for (int w = 0; w < WARPS; w++) sum += part[w * ROWS * WIDTH];
         u32 row = load_constant(p.output_rows + packed_row);
         u64 at = (u64)row * p.stride + token;
         if (p.bias) sum += p.bias[row];

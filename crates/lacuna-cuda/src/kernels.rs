@@ -14,10 +14,16 @@ const SOURCES: [(&str, &str); 5] = [
 const LANES: u32 = 32;
 /// Tokens of one `mma.sp`.
 const TOKENS: u32 = 8;
-/// `DECODE_WARPS` of decode.cu.
-const DECODE_WARPS: u32 = 16;
-/// Up to so many tokens decode; beyond them weights of 16 bits take prefill.
-const DECODE_TOKENS: usize = 16;
+/// n-tiles of a decode kernel.
+const DECODE_TILES: [u32; 3] = [1, 2, 4];
+/// Warps of a decode kernel. The more there are, the more bytes are on their way; sums of 32 tokens leave registers for 8.
+const fn decode_warps(n_tiles: u32) -> u32 {
+    if n_tiles <= 2 { 16 } else { 8 }
+}
+
+/// Up to so many tokens decode, a strip of them at a time; beyond them weights of 16 bits take prefill. Reckoned, not yet
+/// measured: until there prefill has too few blocks for a large GPU.
+const DECODE_TOKENS: usize = 64;
 
 /// Warps and tiles of a prefill kernel: `BLOCK_ROWS` is `down · m_tiles · 16`, `BLOCK_TOKENS` is `across · n_tiles · 8`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,7 +120,7 @@ impl Kernel {
                     Codes::Int8 => "Int8",
                     Codes::Int4 => "Int4",
                 };
-                format!("Decode<{half}, {values}<{half}>, {m_tiles}, {n_tiles}>")
+                format!("Decode<{half}, {values}<{half}>, {m_tiles}, {n_tiles}, {}>", decode_warps(n_tiles))
             }
         };
         format!("LACUNA_KERNEL({}, {}, {template})\n", self.name(), self.threads())
@@ -124,7 +130,7 @@ impl Kernel {
     pub fn threads(self) -> u32 {
         match self.job {
             Job::Prefill { shape, .. } => shape.warps() * LANES,
-            Job::Decode { .. } => DECODE_WARPS * LANES,
+            Job::Decode { n_tiles, .. } => decode_warps(n_tiles) * LANES,
         }
     }
 
@@ -151,8 +157,9 @@ pub fn all() -> Vec<Kernel> {
             kernels.extend(sharing.map(|sharing| Kernel { half, job: Job::Prefill { shape, sharing } }));
         }
         for codes in [Codes::Float, Codes::Int8, Codes::Int4] {
-            for (m_tiles, n_tiles) in [(2, 1), (2, 2), (1, 1), (1, 2)] {
-                kernels.push(Kernel { half, job: Job::Decode { codes, m_tiles, n_tiles } });
+            for m_tiles in [2, 1] {
+                let jobs = DECODE_TILES.map(|n_tiles| Job::Decode { codes, m_tiles, n_tiles });
+                kernels.extend(jobs.map(|job| Kernel { half, job }));
             }
         }
     }
@@ -216,12 +223,13 @@ pub struct Launch {
 pub fn choose(tiles: &Tiles, tokens: usize, limits: Limits) -> Launch {
     let sharing = tiles.sharing() as u32;
     if tokens <= DECODE_TOKENS || tiles.codes() != Codes::Float {
-        let (m_tiles, n_tiles) = (sharing.min(2), if tokens <= TOKENS as usize { 1 } else { 2 });
+        let enough = DECODE_TILES.into_iter().find(|n_tiles| tokens <= (n_tiles * TOKENS) as usize);
+        let (m_tiles, n_tiles) = (sharing.min(2), enough.unwrap_or(DECODE_TILES[2]));
         let (rows, width) = (m_tiles as usize * TILE_ROWS, (n_tiles * TOKENS) as usize);
         return Launch {
             kernel: Kernel { half: tiles.half(), job: Job::Decode { codes: tiles.codes(), m_tiles, n_tiles } },
             blocks: [tiles.rows().div_ceil(rows) as u32, tokens.div_ceil(width) as u32],
-            shared_bytes: DECODE_WARPS * (rows * width * size_of::<f32>()) as u32,
+            shared_bytes: decode_warps(n_tiles) * (rows * width * size_of::<f32>()) as u32,
         };
     }
     let launch = |shape: Shape| Launch {

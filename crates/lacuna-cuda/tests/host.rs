@@ -298,9 +298,15 @@ fn every_kernel_is_chosen_for_something() {
     let mut seen = BTreeSet::new();
     for values in VALUES {
         for v in [16, 32, 64] {
-            for (rows, tokens, limits) in
-                [(70, 1, FULL), (70, 16, FULL), (300, 40, FULL), (300, 40, NARROW), (128, 40, FULL), (60, 40, EMPTY)]
-            {
+            for (rows, tokens, limits) in [
+                (70, 1, FULL),
+                (70, 16, FULL),
+                (70, 30, FULL),
+                (300, 70, FULL),
+                (300, 70, NARROW),
+                (128, 70, FULL),
+                (60, 70, EMPTY),
+            ] {
                 let kernel = check(&format!("{v}:2:8"), [rows, 130, tokens], values, limits);
                 seen.extend(kernel.map(Kernel::name));
             }
@@ -314,7 +320,7 @@ fn every_kernel_is_chosen_for_something() {
 fn infinite_activations_reach_only_the_rows_that_keep_them() {
     let Some(program) = program() else { return };
     let mut rng = ChaCha8Rng::seed_from_u64(3);
-    for (pattern, tokens) in [("16:2:8", 1), ("16:2:8", 20), ("16:2:8@all", 20)] {
+    for (pattern, tokens) in [("16:2:8", 1), ("16:2:8", 70), ("16:2:8@all", 70)] {
         let mask = support::random_mask(&mut rng, pattern.parse().unwrap(), 48, 17);
         let weight = support::random_matrix(&mut rng, 48, 17);
         let packed = Packed::pack(&weight, mask, Dtype::Bf16, None).unwrap();

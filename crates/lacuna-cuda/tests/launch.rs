@@ -50,7 +50,7 @@ fn a_gpu_computes_what_the_cpu_computes() {
     let mask = support::random_mask(&mut rng, "64:2:8".parse().unwrap(), rows, cols);
     let (weight, order) = (support::random_matrix(&mut rng, rows, cols), support::random_order(&mut rng, rows));
     let packed = Packed::pack(&weight, mask, Dtype::F16, Some(order)).unwrap();
-    for tokens in [1, 40] {
+    for tokens in [1, 40, 100] {
         // Powers of two are exact in every type.
         let x: Vec<f32> = (0..cols * tokens).map(|i| [0.5, -0.25, 1.0][i % 3]).collect();
         let mut want = Matrix::zeros(rows, tokens);

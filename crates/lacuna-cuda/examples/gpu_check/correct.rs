@@ -31,15 +31,16 @@ const VALUES: [Values; 6] = [
 ];
 
 /// How many of the shapes are small.
-const SMALL: usize = 8;
-const SHAPES: [[usize; 3]; 14] = [
+const SMALL: usize = 9;
+const SHAPES: [[usize; 3]; 15] = [
     [1, 128, 1],
     [70, 205, 1],
     [130, 131, 5],
     [257, 400, 8],
     [257, 400, 16],
     [64, 128, 17],
-    [70, 205, 40],
+    [257, 400, 64],
+    [70, 205, 80],
     [300, 277, 129],
     [128, 640, 1000],
     [1024, 1024, 300],

@@ -17,7 +17,7 @@ use crate::{Outcome, Settings};
 const HALF: HalfType = HalfType::Bf16;
 const SHAPES: [(&str, usize, usize); 3] =
     [("llama-2-7b q/k/v/o", 4096, 4096), ("llama-2-7b gate/up", 11008, 4096), ("llama-2-7b down", 4096, 11008)];
-const TOKENS: [usize; 5] = [4096, 1, 16, 256, 1024];
+const TOKENS: [usize; 6] = [4096, 1, 16, 256, 1024, 64];
 const PATTERNS: [&str; 6] = ["64:2:8", "2:4", "128:2:8", "64:2:5", "64:2:16", "64:2:8@256"];
 /// Interleaved rounds, and the seconds that each graph runs in one.
 const ROUNDS: usize = 7;
@@ -128,7 +128,7 @@ impl Case<'_> {
 
     /// What bounds the ratio: bytes of the weight where it is read for few tokens, else products.
     fn limit(&self, rival: &Rival, dense: &Dense) -> f64 {
-        if self.tokens <= 16 {
+        if self.tokens <= 64 {
             return dense.bytes() as f64 / rival.weight.bytes() as f64;
         }
         rival.pattern.parse::<Pattern>().map_or(1.0, |pattern| pattern.m() as f64 / 2.0)
