@@ -12,7 +12,7 @@ use crate::check::{cargo, step};
 use crate::root;
 
 /// The compiler, and a disassembler that reads its machine code. Both are installed into `target/`.
-const WHEELS: [&str; 2] = ["nvidia-cuda-nvrtc-cu12==12.9.86", "nvidia-cuda-nvdisasm>=13"];
+const WHEELS: [&str; 2] = ["nvidia-cuda-nvrtc-cu12==12.9.86", "nvidia-cuda-nvdisasm==13.5.37"];
 
 /// Fetches what is missing, compiles, and looks.
 pub(crate) fn compile() -> Result<()> {

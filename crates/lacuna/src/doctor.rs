@@ -32,9 +32,9 @@ fn parts_of(found: &Found) -> Vec<Part> {
 fn cpu() -> Part {
     let best = crate::kernels::list().into_iter().find(|kernel| kernel.weights == "sparse" && kernel.available);
     let name = best.map_or("none", |kernel| kernel.name);
-    let slow = (name == "portable").then(|| {
-        "this CPU has no vector instructions that a kernel is written for (lacuna kernels lists them); products are slow"
-    });
+    let slow = (name == "portable").then_some(
+        "this CPU has no vector instructions that a kernel is written for (lacuna kernels lists them); products are slow",
+    );
     Part { part: "cpu", found: Some(format!("sparse kernel {name}")), costs: slow.map(str::to_owned) }
 }
 
@@ -73,7 +73,7 @@ fn gpu(gpu: &Gpu) -> Part {
     let multiprocessors = gpu.limits.multiprocessors;
     let text = format!("{}, capability {major}.{minor}, {multiprocessors} multiprocessors, {gib:.0} GiB", gpu.name);
     let old =
-        (!gpu.has_sparse_tensor_cores()).then(|| "it has no sparse tensor cores: 8.0 (Ampere) or newer is needed");
+        (!gpu.has_sparse_tensor_cores()).then_some("it has no sparse tensor cores: 8.0 (Ampere) or newer is needed");
     Part { part: "gpu", found: Some(text), costs: old.map(str::to_owned) }
 }
 
