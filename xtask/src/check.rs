@@ -36,6 +36,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     )?;
     let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--features", TRAIN, "--quiet"]);
     step("docs", docs.env("RUSTDOCFLAGS", "--deny warnings"))?;
+    crate::cuda::check()?;
     step("release build", &mut cargo(&["build", "--release", "--quiet"]))?;
     if args.no_hf {
         eprintln!("== round trip: SKIPPED (--no-hf)");

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod cuda;
 mod emulate;
 mod plot;
 mod results;
@@ -23,6 +24,10 @@ enum Task {
     Check(check::Args),
     /// Run the kernels' tests for 64-bit ARM under QEMU; says what to install where something is missing
     Emulate,
+    /// Compile the CUDA kernels for every architecture, with no GPU, and look at the machine code
+    CudaCompile,
+    /// On a machine with a GPU: run every CUDA kernel against the definition, and time them beside dense products
+    GpuCheck,
     /// Hold the tree against the invariants of ARCHITECTURE.md
     Tidy,
     /// Write a randomly initialised checkpoint of a known model's shapes
@@ -37,6 +42,8 @@ fn main() -> ExitCode {
     let done = match Task::parse() {
         Task::Check(args) => check::run(&args),
         Task::Emulate => emulate::run(),
+        Task::CudaCompile => cuda::compile(),
+        Task::GpuCheck => cuda::gpu_check(),
         Task::Tidy => tidy::run(),
         Task::Synth(args) => synth::run(&args),
         Task::Plot => plot::run(),

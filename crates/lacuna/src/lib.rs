@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod calibrate;
 pub mod demo;
+pub mod doctor;
 mod engine;
 pub mod eval;
 pub mod export;

@@ -103,6 +103,16 @@ fn what_is_not_pruned_stays_as_it_is() {
 }
 
 #[test]
+fn doctor_names_every_part_whatever_is_missing() {
+    let parts = Tiny::pruned().lacuna("doctor --json").json()["parts"].clone();
+    let parts = parts.as_array().unwrap();
+    for name in ["cpu", "driver", "nvrtc", "cublaslt", "gpu"] {
+        let part = parts.iter().find(|part| part["part"] == name).unwrap();
+        assert!(part["found"].is_string() || part["costs"].is_string(), "{part}");
+    }
+}
+
+#[test]
 fn kernels_of_layers_are_among_those_that_run_here() {
     let tiny = Tiny::pruned();
     let all = tiny.lacuna("kernels --json").json();

@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod doctor;
 mod eval;
 mod export;
 mod inspect;
@@ -81,6 +82,7 @@ enum Command {
     Kernels(kernels::Args),
     Export(export::Args),
     Demo(demo::Args),
+    Doctor(doctor::Args),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  lacuna completions bash > ~/.local/share/bash-completion/completions/lacuna")]
     Completions {
@@ -164,6 +166,7 @@ fn dispatch(command: Command, ui: &Ui) -> Result<ExitCode> {
         Command::Kernels(args) => kernels::run(&args, ui)?,
         Command::Export(args) => export::run(&args, ui)?,
         Command::Demo(args) => demo::run(&args, ui)?,
+        Command::Doctor(doctor::Args {}) => doctor::run(ui),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "lacuna", &mut std::io::stdout());
         }

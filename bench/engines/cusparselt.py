@@ -1,0 +1,82 @@
+"""2:4 products by cuSPARSELt, through PyTorch, beside its dense ones: a rival of our kernels on a GPU.
+
+    python cusparselt.py --record DIR
+
+Writes DATE-gpu-cusparselt.csv with the head of gpu-products.csv. Both sides are launched alike and interleaved; the masks
+are random, as ours are there. It has no kernel for few tokens.
+"""
+
+import argparse
+import datetime
+import pathlib
+import statistics
+import sys
+import time
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--record", type=pathlib.Path, default=pathlib.Path("bench/record"))
+GIVEN = parser.parse_args()
+
+import torch
+
+if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+    sys.exit("no GPU with sparse tensor cores")
+if not torch.backends.cusparselt.is_available():
+    sys.exit("this PyTorch has no cuSPARSELt")
+torch.sparse.SparseSemiStructuredTensor._FORCE_CUTLASS = False
+
+SHAPES = [("llama-2-7b q/k/v/o", 4096, 4096), ("llama-2-7b gate/up", 11008, 4096), ("llama-2-7b down", 4096, 11008)]
+TOKENS = [4096, 1024, 256, 16]
+ROUNDS, SECONDS = 7, 0.03
+HEAD = "shape,rows,cols,tokens,value_type,pattern,engine,variant,seconds,minimum,ratio,limit,share,gpu,date,version"
+
+
+def timed(product):
+    """Seconds of one product."""
+    product()
+    torch.cuda.synchronize()
+    started, runs = time.perf_counter(), 0
+    while time.perf_counter() - started < SECONDS or runs == 0:
+        for _ in range(20):
+            product()
+        torch.cuda.synchronize()
+        runs += 20
+    return (time.perf_counter() - started) / runs
+
+
+def main():
+    today = datetime.datetime.now(datetime.timezone.utc).date()
+    GIVEN.record.mkdir(parents=True, exist_ok=True)
+    end = f"{torch.cuda.get_device_name()},{today},torch {torch.__version__}"
+    with open(GIVEN.record / f"{today}-gpu-cusparselt.csv", "w") as out:
+        print(HEAD, file=out, flush=True)
+        for shape, rows, cols in SHAPES:
+            weight = torch.randn(rows, cols, device="cuda", dtype=torch.bfloat16)
+            order = torch.rand(rows, cols // 4, 4, device="cuda").argsort(-1)
+            weight = weight * (order < 2).reshape(rows, cols)
+            sparse = torch.sparse.to_sparse_semi_structured(weight)
+            for tokens in TOKENS:
+                x = torch.randn(cols, tokens, device="cuda", dtype=torch.bfloat16)
+                try:
+                    want, got = torch.mm(weight, x).float(), torch.mm(sparse, x).float()
+                except (RuntimeError, NotImplementedError) as error:
+                    print(f"{shape}, {tokens} tokens: {str(error).splitlines()[0]}", flush=True)
+                    continue
+                off = ((got - want).norm() / want.norm()).item()
+                if not off < 0.01:
+                    print(f"{shape}, {tokens} tokens: cuSPARSELt is {off} off")
+                    continue
+                dense_times, sparse_times = [], []
+                for _ in range(ROUNDS):
+                    dense_times.append(timed(lambda: torch.mm(weight, x)))
+                    sparse_times.append(timed(lambda: torch.mm(sparse, x)))
+                dense = statistics.median(dense_times)
+                for pattern, variant, times in [("dense", "torch", dense_times), ("2:4", "cusparselt", sparse_times)]:
+                    median, limit = statistics.median(times), 1 if pattern == "dense" else 2
+                    row = f"{shape},{rows},{cols},{tokens},bf16,{pattern},pytorch,{variant},{median:e},{min(times):e},"
+                    row += f"{dense / median:.3f},{limit},{dense / median / limit:.3f},{end}"
+                    print(row, flush=True)
+                    print(row, file=out, flush=True)
+
+
+main()

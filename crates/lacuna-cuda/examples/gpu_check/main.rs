@@ -1,0 +1,72 @@
+//! What only a GPU can tell: `cargo xtask gpu-check` runs this, or it is carried to the machine that has one.
+//!
+//! `gpu_check [--record DIRECTORY] [--seed N] PART …`, parts `micro`, `correct`, `products` and `small`. Each part is
+//! independent of the others and of its own failures: what cannot be run is named and left behind. Records are CSV,
+//! written line by line. Exit codes: 0 all well, 1 something failed, 2 no GPU that the kernels run on, or asked wrongly.
+
+mod correct;
+mod micro;
+mod products;
+mod record;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use lacuna_cuda::launch::Device;
+
+/// What a part gives: how many things went wrong.
+type Outcome = Result<usize, Box<dyn std::error::Error>>;
+type Part = fn(&Device, &Settings) -> Outcome;
+
+/// `small` is what of `correct` a sanitizer gets done.
+const PARTS: [(&str, Part); 4] =
+    [("micro", micro::run), ("correct", correct::run), ("products", products::run), ("small", correct::small)];
+
+/// What was asked for.
+struct Settings {
+    record: PathBuf,
+    seed: u64,
+}
+
+fn main() -> ExitCode {
+    let mut settings = Settings { record: PathBuf::from("bench/record"), seed: record::seconds() };
+    let mut chosen = vec![];
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--record" => settings.record = arguments.next().unwrap_or_default().into(),
+            "--seed" => settings.seed = arguments.next().and_then(|n| n.parse().ok()).unwrap_or(0),
+            name => match PARTS.iter().find(|(part, _)| *part == name) {
+                Some(part) => chosen.push(*part),
+                None => {
+                    eprintln!("error: no part {name}; there are micro, correct, products and small");
+                    return ExitCode::from(2);
+                }
+            },
+        }
+    }
+    let device = match Device::open(0) {
+        Ok(device) => device,
+        Err(error) => {
+            eprintln!("no GPU to check: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    println!("{:?}, kernels for {}, seed {}", device.gpu(), device.architecture(), settings.seed);
+    let mut wrong = 0;
+    for (name, part) in chosen {
+        println!("== {name}");
+        match part(&device, &settings) {
+            Ok(0) => println!("== {name}: well"),
+            Ok(failures) => {
+                println!("== {name}: {failures} FAILED");
+                wrong += failures;
+            }
+            Err(error) => {
+                println!("== {name}: FAILED: {error}");
+                wrong += 1;
+            }
+        }
+    }
+    ExitCode::from(u8::from(wrong > 0))
+}

@@ -1,0 +1,123 @@
+// One inline function an instruction that C++ cannot say, and the two 16-bit types. Nothing here knows what it is for.
+//
+// Source: PTX ISA, sections "mma.sp", "ldmatrix", "cp.async", "prmt". Compiled for a GPU by NVRTC, which brings no
+// headers; for the host, where tests/host/emulate.hpp has another body for each of these, by any C++17 compiler.
+#pragma once
+
+using u8 = unsigned char;
+using u16 = unsigned short;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+
+#ifdef LACUNA_HOST
+#include "emulate.hpp"
+#else
+
+#define LACUNA_DEVICE __device__ __forceinline__
+
+/// The dynamic shared memory of the block.
+LACUNA_DEVICE u8 *shared_memory() {
+    extern __shared__ __align__(128) u8 memory[];
+    return memory;
+}
+
+/// Its address as instructions take it.
+LACUNA_DEVICE u32 shared_address(const void *pointer) { return (u32)__cvta_generic_to_shared(pointer); }
+
+/// Reads what no kernel writes.
+LACUNA_DEVICE uint4 load_constant(const uint4 *from) { return __ldg(from); }
+LACUNA_DEVICE uint2 load_constant(const uint2 *from) { return __ldg(from); }
+LACUNA_DEVICE u32 load_constant(const u32 *from) { return __ldg(from); }
+LACUNA_DEVICE u16 load_constant(const u16 *from) { return __ldg(from); }
+
+/// The address `bytes · row` behind another. The compiler takes the sum apart where it is written in C++, at five
+/// instructions instead of one.
+LACUNA_DEVICE const u16 *row_at(const u16 *first, u32 row, u32 bytes) {
+    const u16 *address;
+    asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(address) : "r"(row), "r"(bytes), "l"(first));
+    return address;
+}
+
+/// Begins to copy 16 bytes to shared memory past the registers; zeros if there is nothing to copy.
+LACUNA_DEVICE void cp_async(u32 to, const void *from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+
+/// Closes a group of copies.
+LACUNA_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+/// Waits for all groups of this thread but the newest `PENDING`.
+template <int PENDING> LACUNA_DEVICE void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+/// Four 8 x 8 matrices of 16 bits, transposed: lane l names the 16 bytes of row l % 8 of matrix l / 8; lane 4 n + t gets
+/// rows 2 t and 2 t + 1 of column n of each.
+LACUNA_DEVICE uint4 ldmatrix_transposed(u32 row) {
+    uint4 r;
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+                 : "r"(row)
+                 : "memory");
+    return r;
+}
+
+/// Four bytes of the eight of `low` and `high`, chosen by the nibbles of `choice`.
+LACUNA_DEVICE u32 permute_bytes(u32 low, u32 high, u32 choice) { return __byte_perm(low, high, choice); }
+
+LACUNA_DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
+
+#define LACUNA_MMA_SP(TYPE)                                                                                            \
+    asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32." TYPE "." TYPE ".f32 "                   \
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"                 \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                      \
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w), "r"(metadata),      \
+                   "n"(SELECTOR))
+
+/// IEEE half precision.
+struct F16 {
+    static LACUNA_DEVICE float widen(u16 x) {
+        float wide;
+        asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x));
+        return wide;
+    }
+    /// Two values rounded to nearest even, `low` in the low half.
+    static LACUNA_DEVICE u32 round(float low, float high) {
+        u32 pair;
+        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+        return pair;
+    }
+    /// `x - y`, both halves.
+    static LACUNA_DEVICE u32 subtract(u32 x, u32 y) {
+        u32 pair;
+        asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(x), "r"(y));
+        return pair;
+    }
+    /// c[16, 8] += A[16, 32] B[32, 8], A with 2 of every 4 columns kept; the lanes' parts are in product.cuh.
+    template <int SELECTOR>
+    static LACUNA_DEVICE void mma_sp(float (&c)[4], const uint4 &a, const uint4 &b, u32 metadata) {
+        LACUNA_MMA_SP("f16");
+    }
+};
+
+/// bfloat16.
+struct Bf16 {
+    static LACUNA_DEVICE float widen(u16 x) { return __uint_as_float((u32)x << 16); }
+    static LACUNA_DEVICE u32 round(float low, float high) {
+        u32 pair;
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+        return pair;
+    }
+    static LACUNA_DEVICE u32 subtract(u32 x, u32 y) {
+        // Before sm_90 there is no subtraction, only x * 1 + (-y).
+        u32 pair;
+        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(pair) : "r"(x), "r"(0x3f803f80), "r"(y ^ 0x80008000));
+        return pair;
+    }
+    template <int SELECTOR>
+    static LACUNA_DEVICE void mma_sp(float (&c)[4], const uint4 &a, const uint4 &b, u32 metadata) {
+        LACUNA_MMA_SP("bf16");
+    }
+};
+
+#endif

@@ -1,0 +1,250 @@
+//! The table of kernels: their names, block shapes and C++, and which of them a product takes.
+
+use crate::tiles::{Codes, HalfType, SLABS_IN_FLIGHT, TILE_ROWS, Tiles, stride};
+
+/// The text of the kernels, by file. Those in `.cu` include those in `.cuh`.
+const SOURCES: [(&str, &str); 5] = [
+    ("ptx.cuh", include_str!("../kernels/ptx.cuh")),
+    ("product.cuh", include_str!("../kernels/product.cuh")),
+    ("prefill.cu", include_str!("../kernels/prefill.cu")),
+    ("decode.cu", include_str!("../kernels/decode.cu")),
+    ("probe.cu", include_str!("../kernels/probe.cu")),
+];
+
+const LANES: u32 = 32;
+/// Tokens of one `mma.sp`.
+const TOKENS: u32 = 8;
+/// n-tiles of a decode kernel.
+const DECODE_TILES: [u32; 3] = [1, 2, 4];
+/// Warps of a decode kernel. The more there are, the more bytes are on their way; sums of 32 tokens leave registers for 8.
+const fn decode_warps(n_tiles: u32) -> u32 {
+    if n_tiles <= 2 { 16 } else { 8 }
+}
+
+/// Up to so many tokens decode, a strip of them at a time; beyond them weights of 16 bits take prefill. Reckoned, not yet
+/// measured: until there prefill has too few blocks for a large GPU.
+const DECODE_TOKENS: usize = 64;
+
+/// Warps and tiles of a prefill kernel: `BLOCK_ROWS` is `down · m_tiles · 16`, `BLOCK_TOKENS` is `across · n_tiles · 8`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shape {
+    down: u32,
+    across: u32,
+    m_tiles: u32,
+    n_tiles: u32,
+}
+
+impl Shape {
+    const fn rows(self) -> u32 {
+        self.down * self.m_tiles * TILE_ROWS as u32
+    }
+
+    const fn tokens(self) -> u32 {
+        self.across * self.n_tiles * TOKENS
+    }
+
+    const fn warps(self) -> u32 {
+        self.down * self.across
+    }
+
+    /// Slabs and their lists, or the sums of one m-tile of each warp, whichever is more.
+    fn shared_bytes(self, slab_places: usize) -> u32 {
+        let slabs = SLABS_IN_FLIGHT * slab_places * (2 * self.tokens() as usize + size_of::<u32>());
+        let sums = TILE_ROWS * self.tokens() as usize * self.down as usize * size_of::<f32>();
+        slabs.max(sums) as u32
+    }
+}
+
+/// The largest first: the more rows and tokens a block has, the less it fetches for each product.
+const SHAPES: [Shape; 3] = [
+    Shape { down: 4, across: 2, m_tiles: 4, n_tiles: 8 },
+    Shape { down: 2, across: 2, m_tiles: 4, n_tiles: 4 },
+    Shape { down: 2, across: 2, m_tiles: 2, n_tiles: 4 },
+];
+
+/// Rows of the row tiles that exist, with the shared memory that the largest block on them takes.
+pub(crate) fn row_tiles(slab_places: usize) -> [(usize, usize); 3] {
+    SHAPES.map(|shape| (shape.rows() as usize, shape.shared_bytes(slab_places) as usize))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Job {
+    Prefill {
+        shape: Shape,
+        /// m-tiles that share their columns
+        sharing: u32,
+    },
+    Decode {
+        codes: Codes,
+        m_tiles: u32,
+        n_tiles: u32,
+    },
+}
+
+/// One line of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kernel {
+    half: HalfType,
+    job: Job,
+}
+
+impl Kernel {
+    /// The name of its function: `prefill_TYPE_ROWSxTOKENS_SHARED`, where `SHARED` rows gather together, or
+    /// `decode_TYPE_VALUES_ROWSxTOKENS`.
+    pub fn name(self) -> String {
+        let half = self.half.name();
+        match self.job {
+            Job::Prefill { shape, sharing } => {
+                format!("prefill_{half}_{}x{}_{}", shape.rows(), shape.tokens(), sharing * TILE_ROWS as u32)
+            }
+            Job::Decode { codes, m_tiles, n_tiles } => {
+                let (rows, tokens) = (m_tiles * TILE_ROWS as u32, n_tiles * TOKENS);
+                format!("decode_{half}_{}_{rows}x{tokens}", codes.name())
+            }
+        }
+    }
+
+    /// The line of C++ that makes it.
+    pub fn definition(self) -> String {
+        let half = match self.half {
+            HalfType::F16 => "F16",
+            HalfType::Bf16 => "Bf16",
+        };
+        let template = match self.job {
+            Job::Prefill { shape: Shape { down, across, m_tiles, n_tiles }, sharing } => {
+                format!("Prefill<{half}, {down}, {across}, {m_tiles}, {n_tiles}, {sharing}>")
+            }
+            Job::Decode { codes, m_tiles, n_tiles } => {
+                let values = match codes {
+                    Codes::Float => "Floats",
+                    Codes::Int8 => "Int8",
+                    Codes::Int4 => "Int4",
+                };
+                format!("Decode<{half}, {values}<{half}>, {m_tiles}, {n_tiles}, {}>", decode_warps(n_tiles))
+            }
+        };
+        format!("LACUNA_KERNEL({}, {}, {template})\n", self.name(), self.threads())
+    }
+
+    /// Threads of a block.
+    pub fn threads(self) -> u32 {
+        match self.job {
+            Job::Prefill { shape, .. } => shape.warps() * LANES,
+            Job::Decode { n_tiles, .. } => decode_warps(n_tiles) * LANES,
+        }
+    }
+
+    /// What it multiplies.
+    pub fn half(self) -> HalfType {
+        self.half
+    }
+
+    /// The file of its template.
+    fn file(self) -> &'static str {
+        match self.job {
+            Job::Prefill { .. } => "prefill.cu",
+            Job::Decode { .. } => "decode.cu",
+        }
+    }
+}
+
+/// All kernels.
+pub fn all() -> Vec<Kernel> {
+    let mut kernels = vec![];
+    for half in [HalfType::F16, HalfType::Bf16] {
+        for shape in SHAPES {
+            let sharing = [4, 2, 1].into_iter().filter(|&sharing| sharing <= shape.m_tiles);
+            kernels.extend(sharing.map(|sharing| Kernel { half, job: Job::Prefill { shape, sharing } }));
+        }
+        for codes in [Codes::Float, Codes::Int8, Codes::Int4] {
+            for m_tiles in [2, 1] {
+                let jobs = DECODE_TILES.map(|n_tiles| Job::Decode { codes, m_tiles, n_tiles });
+                kernels.extend(jobs.map(|job| Kernel { half, job }));
+            }
+        }
+    }
+    kernels
+}
+
+/// One text that holds some kernels, for a compiler without files: includes are put in place, each once.
+pub fn source(kernels: &[Kernel]) -> String {
+    let mut text = String::new();
+    let mut seen = vec![];
+    for kernel in kernels {
+        include(kernel.file(), &mut seen, &mut text);
+    }
+    text + &kernels.iter().copied().map(Kernel::definition).collect::<String>()
+}
+
+/// The text of the probes.
+pub fn probe_source() -> String {
+    let mut text = String::new();
+    include("probe.cu", &mut vec![], &mut text);
+    text
+}
+
+fn include(file: &str, seen: &mut Vec<String>, text: &mut String) {
+    // What is not in the table is the host's alone.
+    let Some((_, source)) = SOURCES.iter().find(|(name, _)| *name == file) else { return };
+    if seen.iter().any(|name| name == file) {
+        return;
+    }
+    seen.push(file.to_owned());
+    for line in source.lines() {
+        match line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"')) {
+            Some(other) => include(other, seen, text),
+            None if line == "#pragma once" => {}
+            None => *text += &format!("{line}\n"),
+        }
+    }
+}
+
+/// What of a GPU decides on shapes.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// shared memory that a block may ask for, bytes
+    pub shared_bytes: usize,
+    /// multiprocessors
+    pub multiprocessors: usize,
+}
+
+/// A kernel and its grid.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch {
+    /// Which.
+    pub kernel: Kernel,
+    /// Blocks of threads, of rows and of tokens.
+    pub blocks: [u32; 2],
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: u32,
+}
+
+/// How a weight multiplies so many tokens: up to half a million of them, where a grid ends.
+pub fn choose(tiles: &Tiles, tokens: usize, limits: Limits) -> Launch {
+    let sharing = tiles.sharing() as u32;
+    if tokens <= DECODE_TOKENS || tiles.codes() != Codes::Float {
+        let enough = DECODE_TILES.into_iter().find(|n_tiles| tokens <= (n_tiles * TOKENS) as usize);
+        let (m_tiles, n_tiles) = (sharing.min(2), enough.unwrap_or(DECODE_TILES[2]));
+        let (rows, width) = (m_tiles as usize * TILE_ROWS, (n_tiles * TOKENS) as usize);
+        return Launch {
+            kernel: Kernel { half: tiles.half(), job: Job::Decode { codes: tiles.codes(), m_tiles, n_tiles } },
+            blocks: [tiles.rows().div_ceil(rows) as u32, tokens.div_ceil(width) as u32],
+            shared_bytes: decode_warps(n_tiles) * (rows * width * size_of::<f32>()) as u32,
+        };
+    }
+    let launch = |shape: Shape| Launch {
+        kernel: Kernel { half: tiles.half(), job: Job::Prefill { shape, sharing: sharing.min(shape.m_tiles) } },
+        blocks: [
+            tiles.rows().div_ceil(shape.rows() as usize) as u32,
+            stride(tokens).div_ceil(shape.tokens() as usize) as u32,
+        ],
+        shared_bytes: shape.shared_bytes(tiles.slab_places()),
+    };
+    // Smaller blocks fetch more for each product, but most multiprocessors should have one.
+    let fitting = SHAPES.into_iter().filter(|shape| {
+        shape.rows() as usize <= tiles.row_tile() && launch(*shape).shared_bytes as usize <= limits.shared_bytes
+    });
+    let launches: Vec<Launch> = fitting.map(launch).collect();
+    let fills = |launch: &&Launch| 4 * (launch.blocks[0] * launch.blocks[1]) as usize >= 3 * limits.multiprocessors;
+    *launches.iter().find(fills).or(launches.last()).expect("a weight's row tile is made to fit the smallest shape")
+}
