@@ -34,14 +34,14 @@ use lacuna_core::{Matrix, Packed, Values};
 use rayon::prelude::*;
 
 use self::aligned::Aligned;
-use self::attention::Attend;
+use self::attention::{Attend, AttendCached};
 use self::dense::{DenseLanes, DenseLayout, DenseTile, PairTile, run_dense};
 use self::inputs::{Element, InputTile, MAX_TOKENS, input_tiles};
 use self::isa::Isa;
 use self::layout::{Form, GroupWindow, Layout, Tile, shares_columns};
 use self::prefill::Prefill;
 use self::product::{Product, SUMS, Sums, Work};
-use crate::attention::Head;
+use crate::attention::{Cached, Head};
 use crate::weight::{Activations, Bias, Weight, check_shapes};
 
 /// Kept values × tokens below which handing work to other threads costs more than it saves.
@@ -86,9 +86,9 @@ macro_rules! products {
 }
 use products;
 
-/// Compiles attention for an instruction set: a function for each kind of word.
+/// Compiles attention for an instruction set: a function for each kind of word, and one for caches.
 macro_rules! attentions {
-    ($features:literal, $isa:ty; $($name:ident: $word:ty,)*) => {
+    ($features:literal, $isa:ty; $($name:ident: $word:ty,)* $(; cached $cached:ident)?) => {
         $(
             #[target_feature(enable = $features)]
             pub(super) unsafe fn $name(head: &crate::attention::Head, out: &mut [&mut [f32]]) {
@@ -96,6 +96,13 @@ macro_rules! attentions {
                 unsafe { crate::lanes::attention::attend::<$isa, $word>(head, out) }
             }
         )*
+        $(
+            #[target_feature(enable = $features)]
+            unsafe fn $cached(cached: &crate::attention::Cached, out: &mut [f32]) {
+                // SAFETY: only called where the features were detected, with queries that were checked.
+                unsafe { crate::lanes::attention::attend_cached::<$isa>(cached, out) }
+            }
+        )?
     };
 }
 use attentions;
@@ -131,6 +138,8 @@ pub(crate) struct InstructionSet {
     attend: Attend,
     /// attention on bfloat16
     attend_bf16: Option<Attend>,
+    /// attention on a cache
+    attend_cached: AttendCached,
     pub(crate) available: fn() -> bool,
     code: fn(Form) -> AnyCode,
 }
@@ -150,6 +159,16 @@ impl InstructionSet {
         let run = self.attend_bf16.filter(|_| rounded).unwrap_or(self.attend);
         // SAFETY: the CPU has the instructions.
         unsafe { run(head, out) }
+    }
+
+    /// Computes queries against a cache.
+    ///
+    /// # Panics
+    /// If the CPU lacks the instructions, or the operands do not fit.
+    pub(crate) fn attend_cached(&self, cached: &Cached, out: &mut [f32]) {
+        assert!((self.available)(), "this CPU lacks {}", self.needs);
+        // SAFETY: the CPU has the instructions.
+        unsafe { (self.attend_cached)(cached, out) }
     }
 }
 
