@@ -266,6 +266,12 @@ impl Tile<'_> {
         }
         let mut scores = Aligned::<f32>::scratch(len * width);
         for (start, scores) in (0..len).step_by(R).zip(scores.chunks_mut(R * width)) {
+            if !self.seen.is_empty() {
+                // Values of a cache are needed next, a few of each row at a time, which no hardware sees coming.
+                for place in (start * dim..(start + R).min(len) * dim).step_by(16) {
+                    I::prefetch(self.values.words.as_ptr().wrapping_add(place).cast());
+                }
+            }
             // SAFETY: keys and the tile have `features` rows, and the scores as many as there are keys left.
             unsafe { product::<I, W, N, R>(self.keys.from(start), &tile, features, R.min(len - start), scores) };
         }
