@@ -23,6 +23,7 @@ mod isa;
 mod layout;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
+mod places;
 mod prefill;
 mod product;
 mod transpose;
@@ -39,6 +40,7 @@ use self::dense::{DenseLanes, DenseLayout, DenseTile, PairTile, run_dense};
 use self::inputs::{Element, InputTile, MAX_TOKENS, input_tiles};
 use self::isa::Isa;
 use self::layout::{Form, GroupWindow, Layout, Tile, shares_columns};
+use self::places::Places;
 use self::prefill::Prefill;
 use self::product::{Product, SUMS, Sums, Work};
 use crate::attention::{Cached, Head};
@@ -246,26 +248,18 @@ impl<E: Element> Weight for Lanes<E> {
             self.bias.add_to(tile.start, part, tokens);
         };
         match &layout.row_order {
-            Some(order) if tokens > MAX_TOKENS => {
-                // Rows go to their places while they are in the cache.
-                let mut rows: Vec<Option<&mut [f32]>> = y.data_mut().chunks_mut(tokens).map(Some).collect();
-                let mut rows: Vec<&mut [f32]> =
-                    order.as_slice().iter().filter_map(|&row| rows[row as usize].take()).collect();
-                let mut rest = &mut rows[..];
-                let mut work = Vec::with_capacity(layout.tiles.len());
-                for tile in &layout.tiles {
-                    let (part, tail) = rest.split_at_mut(tile.len);
-                    work.push((tile, part));
-                    rest = tail;
-                }
-                run_all(work, parallel, |(tile, rows)| {
+            Some(order) => {
+                let places = Places::new(y, order);
+                run_all(layout.tiles.iter().collect(), parallel, |tile: &Tile| {
                     let mut part = Aligned::scratch(tile.len * tokens);
                     run_tile(tile, &mut part);
-                    rows.iter_mut().zip(part.chunks(tokens)).for_each(|(row, part)| row.copy_from_slice(part));
+                    // Rows go to their places while they are in the cache.
+                    // SAFETY: no two tiles have a row in common.
+                    unsafe { places.put(tile.start, &part) };
                     part.shelve();
                 });
             }
-            order => {
+            None => {
                 let mut rest = y.data_mut();
                 let mut work = Vec::with_capacity(layout.tiles.len());
                 for tile in &layout.tiles {
@@ -274,11 +268,6 @@ impl<E: Element> Weight for Lanes<E> {
                     rest = tail;
                 }
                 run_all(work, parallel, |(tile, part)| run_tile(tile, part));
-                if let Some(order) = order
-                    && let Ok(ordered) = order.restore_rows(y)
-                {
-                    *y = ordered;
-                }
             }
         }
         for input in inputs {
