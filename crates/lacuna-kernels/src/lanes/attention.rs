@@ -23,6 +23,9 @@ const UNIT: usize = 16;
 const ROWS: usize = 4;
 const MORE_ROWS: usize = 8;
 
+/// Register tiles of keys between that which is multiplied and that which is asked for.
+const AHEAD: usize = 2;
+
 /// What a word of an operand is.
 pub(super) trait Word<I: Isa> {
     /// Values of a word, along the sum.
@@ -267,8 +270,9 @@ impl Tile<'_> {
         let mut scores = Aligned::<f32>::scratch(len * width);
         for (start, scores) in (0..len).step_by(R).zip(scores.chunks_mut(R * width)) {
             if !self.seen.is_empty() {
-                // Values of a cache are needed next, a few of each row at a time, which no hardware sees coming.
+                // What lies in a cache is read some rows or some features at a time, which no hardware sees coming.
                 for place in (start * dim..(start + R).min(len) * dim).step_by(16) {
+                    I::prefetch(self.keys.words.as_ptr().wrapping_add(AHEAD * R * dim + place).cast());
                     I::prefetch(self.values.words.as_ptr().wrapping_add(place).cast());
                 }
             }
