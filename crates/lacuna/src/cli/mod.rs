@@ -3,6 +3,7 @@
 //! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 asked wrongly.
 
 mod bench;
+mod calibration;
 mod demo;
 mod eval;
 mod export;
@@ -14,6 +15,7 @@ mod plan;
 mod prune;
 mod run;
 mod ui;
+mod values;
 mod verify;
 
 use std::process::ExitCode;
