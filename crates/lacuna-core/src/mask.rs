@@ -144,6 +144,16 @@ impl Mask {
         Ok(Self { grid, columns, pairs })
     }
 
+    /// The mask of one row block, as of a matrix of its own.
+    pub fn block(&self, block: usize) -> Result<Self> {
+        let (rows, groups) = (self.grid.block_rows(block), self.grid.groups());
+        Ok(Self {
+            grid: self.grid.pattern().grid(rows.len(), self.grid.cols())?,
+            columns: self.columns[block * groups..(block + 1) * groups].to_vec(),
+            pairs: self.pairs[rows.start * groups..rows.end * groups].to_vec(),
+        })
+    }
+
     /// `mask ⊙ W`: removed weights become +0.
     pub fn apply(&self, weight: &Matrix) -> Result<Matrix> {
         self.check_shape("weight", weight)?;

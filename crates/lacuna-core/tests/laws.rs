@@ -257,6 +257,8 @@ proptest! {
             Packed::pack(&Matrix::new(end - start, grid.cols(), rows).unwrap(), part, Dtype::F32, None).unwrap()
         }).collect();
         let stacked = Packed::stack(parts).unwrap();
+        let blocks = (0..grid.row_blocks()).map(|block| mask.block(block).unwrap()).collect();
+        prop_assert_eq!(&Mask::stack(blocks).unwrap(), &mask);
         prop_assert_eq!(stacked.mask(), whole.mask());
         prop_assert_eq!(bits(&stacked.unpack()), bits(&whole.unpack()));
     }

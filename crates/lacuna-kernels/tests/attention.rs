@@ -1,8 +1,10 @@
 //! Every attention kernel of this CPU against the definition, over head sizes, lengths and places in a batch.
 
+use std::ops::Range;
+
 use half::bf16;
 use lacuna_kernels::Activations;
-use lacuna_kernels::attention::{Head, kernels};
+use lacuna_kernels::attention::{Cached, Head, kernels};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -78,6 +80,56 @@ fn check(kernel: &lacuna_kernels::attention::Kernel, dim: usize, len: usize, bef
                 "{name}, rounds {}: D {dim}, {len} tokens: [{d}][{t}] is {got}, not {want} (limit {allowed:.2e})",
                 kernel.rounds()
             );
+        }
+    }
+}
+
+/// The definition in f64 for one query, `[dim]`; the cache is `[positions, dim]`.
+fn cached_oracle(query: &[f32], keys: &[f32], values: &[f32], seen: Range<usize>) -> Vec<f64> {
+    let dim = query.len();
+    let scale = f64::from((dim as f32).sqrt().recip());
+    let of = |x: &[f32], position: usize, d: usize| f64::from(x[position * dim + d]);
+    let score = |p: usize| (0..dim).map(|d| f64::from(query[d]) * scale * of(keys, p, d)).sum::<f64>();
+    let scores: Vec<f64> = seen.clone().map(score).collect();
+    let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    (0..dim).map(|d| seen.clone().zip(&weights).map(|(p, w)| w * of(values, p, d)).sum::<f64>() / sum).collect()
+}
+
+#[test]
+fn queries_see_what_they_may_of_a_cache_and_nothing_else() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    for kernel in kernels(Activations::F32) {
+        for (dim, positions, count) in [(1, 1, 1), (3, 5, 2), (8, 9, 7), (64, 100, 7), (64, 33, 16), (20, 70, 150)] {
+            let [queries, mut keys, mut values] = [count, positions, positions]
+                .map(|len| (0..len * dim).map(|_| rng.random_range(-2.0_f32..2.0)).collect::<Vec<f32>>());
+            let seen: Vec<Range<usize>> = (0..count)
+                .map(|_| {
+                    let start = rng.random_range(0..positions);
+                    start..rng.random_range(start + 1..=positions)
+                })
+                .collect();
+            // What nobody sees leaves no trace, however large.
+            for p in (0..positions).filter(|p| !seen.iter().any(|seen| seen.contains(p))) {
+                keys[p * dim..(p + 1) * dim].fill(1e30);
+                values[p * dim..(p + 1) * dim].fill(1e30);
+            }
+            let mut out = vec![f32::NAN; count * dim];
+            let cached = Cached { queries: &queries, keys: &keys, values: &values, dim, seen: &seen };
+            kernel.attend_cached(&cached, &mut out);
+            // As in `check`.
+            let eps = f64::from(f32::EPSILON);
+            let score = (dim as f64 + 2.0) * eps * 4.0 * (dim as f64).sqrt();
+            let allowed = 2.0 * (2.0 * score).exp_m1() + 2.0 * eps * (positions as f64 + 8.0);
+            for (i, seen) in seen.into_iter().enumerate() {
+                let query: Vec<f32> = (0..dim).map(|d| queries[d * count + i]).collect();
+                for (d, want) in cached_oracle(&query, &keys, &values, seen).into_iter().enumerate() {
+                    let got = f64::from(out[d * count + i]);
+                    let name = kernel.name();
+                    assert!((got - want).abs() <= allowed, "{name}: D {dim}, query {i} of {count}: {got}, not {want}");
+                }
+            }
         }
     }
 }

@@ -157,8 +157,13 @@ fn kernels_agree_with_the_oracle_for_every_remainder() {
 
 #[test]
 fn kernels_put_permuted_rows_back() {
-    for tokens in [1, 4, 70] {
-        check("16:2:5", 50, 64, tokens, true);
+    for tokens in [1, 2, 3, 4, 8, 9, 16, 17, 70] {
+        // Rows that share a vector's strips and rows that do not; one tile and several; work for one thread and for all.
+        for (pattern, rows, cols) in
+            [("16:2:5", 50, 64), ("4:2:6", 50, 64), ("64:2:8@all", 300, 256), ("2:4", 300, 512)]
+        {
+            check(pattern, rows, cols, tokens, true);
+        }
     }
 }
 

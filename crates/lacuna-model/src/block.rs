@@ -78,10 +78,19 @@ impl Block {
         packed: &Packed,
         execution: Execution,
     ) -> Result<()> {
-        match self.linears.iter_mut().find(|linear| linear.spec().name == name) {
-            Some(linear) => linear.replace(checkpoint, packed, execution),
-            None => Err(Error::tensor(name, "is no linear layer of this block")),
-        }
+        self.linear_mut(name)?.replace(checkpoint, packed, execution)
+    }
+
+    /// Reads the linear layer of that name again, dense, as an execution rounds it. Refuses a layer of another block.
+    pub fn round(&mut self, checkpoint: &Checkpoint, name: &str, execution: Execution) -> Result<()> {
+        let linear = self.linear_mut(name)?;
+        *linear = Linear::load(checkpoint, linear.spec().clone(), execution)?;
+        Ok(())
+    }
+
+    fn linear_mut(&mut self, name: &str) -> Result<&mut Linear> {
+        let linear = self.linears.iter_mut().find(|linear| linear.spec().name == name);
+        linear.ok_or_else(|| Error::tensor(name, "is no linear layer of this block"))
     }
 
     /// Runs the tokens `hidden[H, T]` of a batch through the block, in place. With `caches`, one a sequence, tokens also

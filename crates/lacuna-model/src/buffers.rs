@@ -21,8 +21,8 @@ pub(crate) fn take(rows: usize, cols: usize) -> Matrix {
     Matrix::new(rows, cols, found.unwrap_or_else(|| vec![0.0; len])).expect("as many values as the shape has")
 }
 
-/// Takes back what is no longer needed.
-pub(crate) fn give(matrix: Matrix) {
+/// Takes back what is no longer needed, such as logits of one step before the next.
+pub fn give(matrix: Matrix) {
     if let Ok(mut shelf) = SHELF.lock() {
         if shelf.len() == PLACES {
             shelf.remove(0);

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::buffers::give;
 use crate::{Cache, Decoder, Sampler, Sampling};
 
 /// What a generation took.
@@ -60,6 +61,7 @@ pub fn generate(
                 inputs[i] = vec![token];
             }
         }
+        give(logits);
         active.retain(|i| !ended.contains(i));
         *(if step == 0 { &mut result.prefill } else { &mut result.decode }) += started.elapsed();
     }

@@ -28,6 +28,7 @@ mod vision;
 pub use attention::LayerCache;
 pub use batch::{RUN_TOKENS, runs};
 pub use block::{Block, Observer, Positions};
+pub use buffers::give;
 pub use channels::{Axis, BlockOrders, ChannelOrders};
 pub use config::{
     Activation, BlockConfig, BlockLinears, BlockNames, Config, DecoderConfig, LinearSpec, NormKind, NormPlace, Qkv,

@@ -261,3 +261,18 @@ fn moving_a_mask_keeps_the_means_of_outputs() {
     let (before, after) = (mean_error(Update::None), mean_error(Update::DsNoT));
     assert!(after < 0.9 * before, "{before} {after}");
 }
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    let x = activations(48, 200);
+    let (weight, stats) = (matrix(70, 48, 3), stats(&x));
+    for pattern in ["16:2:8", "16:2:8@24"] {
+        for update in UPDATES {
+            let with = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                pool.install(|| prune(update, pattern, &weight, &stats)).packed
+            };
+            assert_eq!(with(1), with(3), "{pattern} {}", update.name());
+        }
+    }
+}

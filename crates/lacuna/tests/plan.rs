@@ -4,6 +4,7 @@ mod common;
 
 use common::{FAILED, Q, Tensor, Tiny, USAGE, WEIGHTS, refused, refuses};
 use lacuna::plan::PlanFile;
+use lacuna::recipe::Recipe;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::Dtype;
@@ -58,10 +59,12 @@ fn every_way_keeps_to_a_density() {
         // Nothing is left that could be kept: options lie close together.
         assert!(plan.density > 0.25, "{by}: {}", plan.density);
         assert!(plan.distance.unwrap() > 0.0, "{by}");
-        // The density is that of the patterns.
+        // The density is that of the patterns, in the windows of the recipe.
+        let recipe = Recipe::named("default").unwrap();
         let weights = |l: &lacuna::plan::PlannedLayer| (l.shape[0] * l.shape[1]) as f64;
         let kept = plan.layers.iter().map(|layer| {
-            let grid = layer.pattern.map(|pattern| pattern.grid(layer.shape[0], layer.shape[1]).unwrap());
+            let [rows, cols] = layer.shape;
+            let grid = layer.pattern.map(|pattern| recipe.widen(pattern).grid(rows, cols).unwrap());
             grid.map_or(weights(layer), |grid| grid.kept() as f64)
         });
         let density = kept.sum::<f64>() / plan.layers.iter().map(weights).sum::<f64>();
@@ -101,13 +104,16 @@ fn bytes_are_those_that_prune_writes() {
     let tiny = Tiny::new();
     let pruned = tiny.lacuna("prune model out --pattern 16:2:8 --recipe magnitude --json").json();
     let after = pruned["bytes_after"].as_u64().unwrap();
-    let out = tiny.lacuna(&format!("plan model plan.json --patterns 16:2:8 --bytes {after} --json")).json();
+    let out = tiny
+        .lacuna(&format!("plan model plan.json --recipe magnitude --patterns 16:2:8 --bytes {after} --json"))
+        .json();
     assert_eq!(out["plan"]["bytes_after"], after);
     assert_eq!(out["plan"]["bytes_before"], pruned["bytes_before"]);
     assert!(list(&out["plan"], "layers").iter().all(|layer| layer["pattern"] == "16:2:8"));
     // With a little more room the smallest layers stay dense.
     let more = after + 20_000;
-    let out = tiny.lacuna(&format!("plan model plan.json --patterns 16:2:8 --bytes {more} --json --force")).json();
+    let flags = "--recipe magnitude --patterns 16:2:8 --json --force";
+    let out = tiny.lacuna(&format!("plan model plan.json --bytes {more} {flags}")).json();
     let dense = list(&out["plan"], "layers").iter().filter(|layer| layer["pattern"] == "dense").count();
     let bytes = out["plan"]["bytes_after"].as_u64().unwrap();
     assert!(dense > 0 && after < bytes && bytes <= more, "{dense} dense layers, {bytes} of {more} bytes");
@@ -207,6 +213,27 @@ fn a_plan_is_carried_out_layer_by_layer() {
     tiny.write("plan.json", plan.to_string().as_bytes());
     let refused = tiny.lacuna("prune model out --force --plan plan.json --calibration text.txt");
     assert!(refused.stderr.contains("model.layers.9.mlp"), "{}", refused.stderr);
+}
+
+#[test]
+fn values_and_recipe_of_a_plan_are_those_of_the_prune() {
+    let tiny = Tiny::new();
+    // The default recipe stores an order of the rows too.
+    for (recipe, calibration) in [("magnitude", ""), ("default", "--calibration text.txt")] {
+        let flags = format!("--patterns 16:2:8 --values int8 --scale-group 64 --recipe {recipe} --force --json");
+        let plan = tiny.lacuna(&format!("plan model plan.json --density 0.26 {flags}")).json()["plan"].clone();
+        assert_eq!(
+            (&plan["values"], &plan["scale_group"], &plan["recipe"]),
+            (&json!("int8"), &json!(64), &json!(recipe))
+        );
+        let pruned = tiny.lacuna(&format!("prune model out --plan plan.json {calibration} --force --json")).json();
+        assert_eq!(pruned["bytes_after"], plan["bytes_after"], "{recipe}");
+        assert!(list(&pruned, "layers").iter().all(|layer| number(layer, "quantization_error") > 0.0), "{recipe}");
+    }
+    // Integers beside dense integers of the same type.
+    let flags = "--speedup 1.2 --phase prefill --patterns 64:2:16,64:2:32 --values int8 --json";
+    let plan = large().lacuna(&format!("plan model plan.json {flags}")).json()["plan"].clone();
+    assert!(number(&list(&plan, "cases")[0], "measured_speedup") >= 1.19, "{plan}");
 }
 
 fn text(value: &Value, field: &str) -> String {

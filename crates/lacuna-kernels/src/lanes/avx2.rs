@@ -184,6 +184,7 @@ super::products! {
 super::attentions! {
     "avx2,fma,f16c", Avx2;
     attend: super::attention::Single,
+    ; cached attend_cached
 }
 
 /// The kernel.
@@ -194,6 +195,7 @@ pub(crate) static SET: InstructionSet = InstructionSet {
     bf16_dot: false,
     attend,
     attend_bf16: None,
+    attend_cached,
     available,
     code: |form| match form {
         Form::F32 => AnyCode::F32(&F32_CODE),

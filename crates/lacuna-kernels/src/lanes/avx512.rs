@@ -195,6 +195,7 @@ super::products! {
 super::attentions! {
     "avx512f,avx512bw,avx512vl", Avx512<false>;
     attend: super::attention::Single,
+    ; cached attend_cached
 }
 
 /// The products that VNNI and BF16 make faster.
@@ -220,6 +221,7 @@ pub(crate) static PLAIN: InstructionSet = InstructionSet {
     bf16_dot: false,
     attend,
     attend_bf16: None,
+    attend_cached,
     available,
     code: |form| match form {
         Form::F32 => AnyCode::F32(&F32_CODE),
@@ -238,6 +240,7 @@ pub(crate) static WITH_DOT: InstructionSet = InstructionSet {
     bf16_dot: true,
     attend,
     attend_bf16: Some(dot::attend),
+    attend_cached,
     available: dot_available,
     code: |form| match form {
         Form::F32 => AnyCode::F32(&F32_CODE),

@@ -23,6 +23,7 @@ mod isa;
 mod layout;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
+mod places;
 mod prefill;
 mod product;
 mod transpose;
@@ -34,14 +35,15 @@ use lacuna_core::{Matrix, Packed, Values};
 use rayon::prelude::*;
 
 use self::aligned::Aligned;
-use self::attention::Attend;
+use self::attention::{Attend, AttendCached};
 use self::dense::{DenseLanes, DenseLayout, DenseTile, PairTile, run_dense};
 use self::inputs::{Element, InputTile, MAX_TOKENS, input_tiles};
 use self::isa::Isa;
 use self::layout::{Form, GroupWindow, Layout, Tile, shares_columns};
+use self::places::Places;
 use self::prefill::Prefill;
 use self::product::{Product, SUMS, Sums, Work};
-use crate::attention::Head;
+use crate::attention::{Cached, Head};
 use crate::weight::{Activations, Bias, Weight, check_shapes};
 
 /// Kept values × tokens below which handing work to other threads costs more than it saves.
@@ -86,9 +88,9 @@ macro_rules! products {
 }
 use products;
 
-/// Compiles attention for an instruction set: a function for each kind of word.
+/// Compiles attention for an instruction set: a function for each kind of word, and one for caches.
 macro_rules! attentions {
-    ($features:literal, $isa:ty; $($name:ident: $word:ty,)*) => {
+    ($features:literal, $isa:ty; $($name:ident: $word:ty,)* $(; cached $cached:ident)?) => {
         $(
             #[target_feature(enable = $features)]
             pub(super) unsafe fn $name(head: &crate::attention::Head, out: &mut [&mut [f32]]) {
@@ -96,6 +98,13 @@ macro_rules! attentions {
                 unsafe { crate::lanes::attention::attend::<$isa, $word>(head, out) }
             }
         )*
+        $(
+            #[target_feature(enable = $features)]
+            unsafe fn $cached(cached: &crate::attention::Cached, out: &mut [f32]) {
+                // SAFETY: only called where the features were detected, with queries that were checked.
+                unsafe { crate::lanes::attention::attend_cached::<$isa>(cached, out) }
+            }
+        )?
     };
 }
 use attentions;
@@ -131,6 +140,8 @@ pub(crate) struct InstructionSet {
     attend: Attend,
     /// attention on bfloat16
     attend_bf16: Option<Attend>,
+    /// attention on a cache
+    attend_cached: AttendCached,
     pub(crate) available: fn() -> bool,
     code: fn(Form) -> AnyCode,
 }
@@ -150,6 +161,16 @@ impl InstructionSet {
         let run = self.attend_bf16.filter(|_| rounded).unwrap_or(self.attend);
         // SAFETY: the CPU has the instructions.
         unsafe { run(head, out) }
+    }
+
+    /// Computes queries against a cache.
+    ///
+    /// # Panics
+    /// If the CPU lacks the instructions, or the operands do not fit.
+    pub(crate) fn attend_cached(&self, cached: &Cached, out: &mut [f32]) {
+        assert!((self.available)(), "this CPU lacks {}", self.needs);
+        // SAFETY: the CPU has the instructions.
+        unsafe { (self.attend_cached)(cached, out) }
     }
 }
 
@@ -227,26 +248,18 @@ impl<E: Element> Weight for Lanes<E> {
             self.bias.add_to(tile.start, part, tokens);
         };
         match &layout.row_order {
-            Some(order) if tokens > MAX_TOKENS => {
-                // Rows go to their places while they are in the cache.
-                let mut rows: Vec<Option<&mut [f32]>> = y.data_mut().chunks_mut(tokens).map(Some).collect();
-                let mut rows: Vec<&mut [f32]> =
-                    order.as_slice().iter().filter_map(|&row| rows[row as usize].take()).collect();
-                let mut rest = &mut rows[..];
-                let mut work = Vec::with_capacity(layout.tiles.len());
-                for tile in &layout.tiles {
-                    let (part, tail) = rest.split_at_mut(tile.len);
-                    work.push((tile, part));
-                    rest = tail;
-                }
-                run_all(work, parallel, |(tile, rows)| {
+            Some(order) => {
+                let places = Places::new(y, order);
+                run_all(layout.tiles.iter().collect(), parallel, |tile: &Tile| {
                     let mut part = Aligned::scratch(tile.len * tokens);
                     run_tile(tile, &mut part);
-                    rows.iter_mut().zip(part.chunks(tokens)).for_each(|(row, part)| row.copy_from_slice(part));
+                    // Rows go to their places while they are in the cache.
+                    // SAFETY: no two tiles have a row in common.
+                    unsafe { places.put(tile.start, &part) };
                     part.shelve();
                 });
             }
-            order => {
+            None => {
                 let mut rest = y.data_mut();
                 let mut work = Vec::with_capacity(layout.tiles.len());
                 for tile in &layout.tiles {
@@ -255,11 +268,6 @@ impl<E: Element> Weight for Lanes<E> {
                     rest = tail;
                 }
                 run_all(work, parallel, |(tile, part)| run_tile(tile, part));
-                if let Some(order) = order
-                    && let Ok(ordered) = order.restore_rows(y)
-                {
-                    *y = ordered;
-                }
             }
         }
         for input in inputs {

@@ -227,6 +227,7 @@ super::products! {
 super::attentions! {
     "neon", Neon;
     attend: super::attention::Single,
+    ; cached attend_cached
 }
 
 /// The kernel.
@@ -237,6 +238,7 @@ pub(crate) static SET: InstructionSet = InstructionSet {
     bf16_dot: false,
     attend,
     attend_bf16: None,
+    attend_cached,
     available,
     code: |form| match form {
         Form::F32 => AnyCode::F32(&F32_CODE),

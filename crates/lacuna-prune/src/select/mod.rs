@@ -17,13 +17,14 @@ mod transport;
 mod window;
 
 use lacuna_core::{GROUP_COLUMNS, Grid, Mask, Pair, Pattern, Result, Scores};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 pub use assignment::Assignment;
 pub use exact::Exact;
 pub use paper::Paper;
 pub use rows::cluster_rows;
-pub(crate) use rows::select_blocks;
+pub(crate) use rows::{improve_blocks, select_blocks};
 pub use top::Top;
 
 /// Columns of a window that does nearly what the whole row would: a kernel holds them at hand, a byte names one of them, and
@@ -101,15 +102,16 @@ pub(crate) fn same_columns(scores: &Scores, mask: &Mask) -> Result<Mask> {
 /// The mask of some columns, `[row_blocks, G]`, that keeps the best two of each row and group.
 pub(crate) fn of_columns(scores: &Scores, grid: Grid, columns: Vec<[u32; GROUP_COLUMNS]>) -> Result<Mask> {
     let matrix = scores.matrix();
-    let mut pairs = Vec::with_capacity(grid.rows() * grid.groups());
-    for (block, groups) in columns.chunks_exact(grid.groups()).enumerate() {
-        for row in grid.block_rows(block) {
+    let blocks = columns.par_chunks_exact(grid.groups()).enumerate().map(|(block, groups)| {
+        let of_row = |row: usize| {
             let row = matrix.row(row);
             // Padding scores less than any real column.
-            let score = |c: u32| row.get(c as usize).copied().unwrap_or(-1.0);
-            pairs.extend(groups.iter().map(|four| Pair::top_two(four.map(score))));
-        }
-    }
+            let score = move |c: u32| row.get(c as usize).copied().unwrap_or(-1.0);
+            groups.iter().map(move |four| Pair::top_two(four.map(score)))
+        };
+        grid.block_rows(block).flat_map(of_row).collect::<Vec<Pair>>()
+    });
+    let pairs = blocks.collect::<Vec<_>>().concat();
     Mask::new(grid, columns, pairs)
 }
 

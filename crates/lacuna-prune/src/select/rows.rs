@@ -47,6 +47,17 @@ pub(crate) fn select_blocks(scores: &Scores, pattern: Pattern, selection: Select
     Mask::stack(parts.collect::<Result<Vec<Mask>>>()?)
 }
 
+/// A mask for scores that have changed since `mask` was selected, row block by row block on all cores: each no worse than its
+/// columns with the best two of each row.
+pub(crate) fn improve_blocks(scores: &Scores, mask: &Mask, selection: Selection) -> Result<Mask> {
+    let (matrix, grid) = (scores.matrix(), *mask.grid());
+    let parts = (0..grid.row_blocks()).into_par_iter().map(|block| {
+        let band = Scores::new(matrix.band(grid.block_rows(block)))?;
+        selection.improve(&band, &mask.block(block)?)
+    });
+    Mask::stack(parts.collect::<Result<Vec<Mask>>>()?)
+}
+
 /// The order of the rows of `scores` that suits the columns of a mask best.
 fn assign_rows(scores: &Scores, mask: &Mask) -> Result<Permutation> {
     let grid = mask.grid();

@@ -9,7 +9,7 @@ use lacuna_core::{Mask, Matrix, Result};
 use lacuna_kernels::dense::{View, matmul};
 
 use super::{Hessian, Task, lsq, squares};
-use crate::select::same_columns;
+use crate::select::{improve_blocks, same_columns};
 
 /// The authors' `ρ` at first.
 const FIRST_RHO: f64 = 0.1;
@@ -34,7 +34,7 @@ pub(super) fn run(task: &Task, hessian: &Hessian) -> Result<(Matrix, Mask)> {
     let mut wanted = Matrix::zeros(rows, cols);
     product(&target, hessian.scaled(), &mut wanted);
 
-    let first = task.selection.improve(&squares(&target)?, &task.mask)?;
+    let first = improve_blocks(&squares(&target)?, &task.mask, task.selection)?;
     let kept = first.grid().kept() as f64;
     let mut mask = first.clone();
     let mut seen = mask.to_bools();
@@ -55,7 +55,7 @@ pub(super) fn run(task: &Task, hessian: &Hessian) -> Result<(Matrix, Mask)> {
         }
         let looks = step % STEPS_PER_LOOK == 0;
         let scores = squares(&right)?;
-        mask = if looks { task.selection.improve(&scores, &mask)? } else { same_columns(&scores, &mask)? };
+        mask = if looks { improve_blocks(&scores, &mask, task.selection)? } else { same_columns(&scores, &mask)? };
         sparse = mask.apply(&right)?;
         for (v, (b, d)) in dual.data_mut().iter_mut().zip(primal.data().iter().zip(sparse.data())) {
             *v += rho as f32 * (b - d);

@@ -99,7 +99,7 @@ impl Subject {
                     let hidden = model.forward(&mut inputs);
                     let per_sequence = hidden.cols() / prompts.len();
                     let last: Vec<usize> = (1..=prompts.len()).map(|s| s * per_sequence - 1).collect();
-                    std::hint::black_box(model.logits(&hidden, &last));
+                    lacuna_model::give(std::hint::black_box(model.logits(&hidden, &last)));
                 };
                 let prefill = seconds(|| step(prompts));
                 let next = |i: usize| prompts.iter().map(|prompt| vec![prompt[i % prompt.len()]]).collect::<Vec<_>>();

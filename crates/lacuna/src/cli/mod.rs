@@ -3,6 +3,7 @@
 //! Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 asked wrongly.
 
 mod bench;
+mod calibration;
 mod demo;
 mod doctor;
 mod eval;
@@ -16,6 +17,7 @@ mod prune;
 mod recover;
 mod run;
 mod ui;
+mod values;
 mod verify;
 
 use std::process::ExitCode;

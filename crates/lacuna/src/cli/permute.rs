@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use lacuna::calibrate::Calibration;
 use lacuna::permute::{Options, Report, permute};
 use lacuna_core::Pattern;
 
+use super::calibration::{CalibrationArgs, SAMPLES};
 use super::ui::{Ui, bytes, table};
 
 /// Reorder the channels of a dense checkpoint so that a V:N:M mask keeps more; what it computes stays the same
@@ -24,15 +24,9 @@ pub(super) struct Args {
     /// Pattern that the checkpoint shall be pruned to
     #[arg(long)]
     pattern: Pattern,
-    /// Data to measure activations on, as for `prune`; without it weights are scored by their size alone
-    #[arg(long, value_name = "FILE")]
-    calibration: Option<PathBuf>,
-    /// Calibration samples at most
-    #[arg(long, default_value_t = 128, value_name = "N", value_parser = super::positive)]
-    calibration_samples: usize,
-    /// Tokens of a calibration sample [default: the model's context, at most 2048; of sentences: all, up to the context]
-    #[arg(long, value_name = "N")]
-    calibration_length: Option<usize>,
+    // Without data weights are scored by their size alone.
+    #[command(flatten)]
+    calibration: CalibrationArgs,
     /// Reorder also the features of the vectors that an encoder gives out: cosines between vectors of the new model stay,
     /// but its vectors cannot be mixed with those of the old one
     #[arg(long)]
@@ -45,12 +39,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let options = Options {
         pattern: args.pattern,
-        calibration: args.calibration.clone().map(|data| Calibration {
-            data,
-            samples: args.calibration_samples,
-            length: args.calibration_length,
-            seed: ui.seed,
-        }),
+        calibration: args.calibration.calibration(SAMPLES, ui.seed),
         embeddings: args.embeddings,
         force: args.force,
     };

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::ValueEnum;
 use lacuna::UsageError;
-use lacuna::calibrate::Calibration;
 use lacuna::modules::Selector;
 use lacuna::plan::{
     By, Candidate, CaseTimes, Explained, Explanation, Job, Options, Outcome, Phase, PlanFile, Predictor, Rule, Target,
@@ -13,7 +12,12 @@ use lacuna::plan::{
 use lacuna_core::Pattern;
 use serde_json::json;
 
+use super::calibration::CalibrationArgs;
 use super::ui::{Ui, bytes, table};
+use super::values::ValueArgs;
+
+/// Calibration samples unless told otherwise: each is gone through many times.
+const SAMPLES: usize = 32;
 
 /// Choose each layer's pattern for a target speed-up on this machine, a share of weights, or a size
 #[derive(clap::Args)]
@@ -67,15 +71,15 @@ pub(super) struct Args {
     /// No modules that match this glob, or regular expression after `re:`
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
-    /// Data to calibrate and measure on, as for `prune`; every fourth sample is held back to measure
-    #[arg(long, value_name = "FILE")]
-    calibration: Option<PathBuf>,
-    /// Samples at most
-    #[arg(long, default_value_t = 32, value_name = "N", value_parser = super::positive)]
-    calibration_samples: usize,
-    /// Tokens of a sample [default: as `prune`, but at most 256]
-    #[arg(long, value_name = "N")]
-    calibration_length: Option<usize>,
+    // Every fourth sample is held back to measure on.
+    #[command(flatten)]
+    calibration: CalibrationArgs,
+    #[command(flatten)]
+    values: ValueArgs,
+    /// The recipe that `prune` shall follow, by name or file: masks like those that it makes are timed, and what it keeps is
+    /// measured
+    #[arg(long, value_name = "NAME|FILE", default_value = "default")]
+    recipe: String,
     /// Replace the output if it exists
     #[arg(long)]
     force: bool,
@@ -122,12 +126,6 @@ impl Args {
     }
 
     fn options(&self, seed: u64) -> Result<Options> {
-        let calibration = self.calibration.clone().map(|data| Calibration {
-            data,
-            samples: self.calibration_samples,
-            length: self.calibration_length,
-            seed,
-        });
         Ok(Options {
             by: match self.by {
                 ByName::Diversity => By::Diversity,
@@ -142,7 +140,9 @@ impl Args {
             prompt_tokens: self.prompt_tokens,
             patterns: self.patterns.clone(),
             layers: Selector::new(&self.include, &self.exclude)?,
-            calibration,
+            calibration: self.calibration.calibration(SAMPLES, seed),
+            values: self.values.value_type()?,
+            recipe: self.recipe.clone(),
             seed,
         })
     }

@@ -5,16 +5,17 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::ValueEnum;
 use lacuna::UsageError;
-use lacuna::calibrate::Calibration;
 use lacuna::modules::Selector;
 use lacuna::plan::{PlanFile, Reached, reached};
 use lacuna::prune::{Forecast, Job, Options, Patterns, Report};
 use lacuna::recipe::{Order, Recipe};
-use lacuna_core::{Dtype, IntType, Pattern, ScaleGroup, ValueType};
+use lacuna_core::Pattern;
 use lacuna_prune::score::{Ria, RiaParts};
 use lacuna_prune::{Criterion, Permute, Selection, Update};
 
+use super::calibration::{CalibrationArgs, SAMPLES};
 use super::ui::{Ui, bytes, table};
+use super::values::ValueArgs;
 
 /// Where `--help` lists the settings of a recipe.
 const RECIPE: &str = "Settings of the recipe";
@@ -42,7 +43,7 @@ pub(super) struct Args {
     /// at the end
     #[arg(long, value_name = "FILE", conflicts_with = "pattern")]
     plan: Option<PathBuf>,
-    /// How much time to spend: which of the recipes low, default and high [default: default]
+    /// How much time to spend: which of the recipes low, default and high [default: default, or what the plan was made for]
     #[arg(long, value_enum, conflicts_with = "recipe")]
     effort: Option<Effort>,
     /// A built-in recipe (magnitude, wanda, ria, paper, sparsegpt, alps, dsnot, low, default, high), or a file of one. The settings below
@@ -76,12 +77,8 @@ pub(super) struct Args {
     /// What a layer has before it in its block when it is calibrated: dense layers (one look a block), or pruned ones
     #[arg(long, value_enum, help_heading = RECIPE)]
     order: Option<OrderName>,
-    /// Type of the kept values [default: that of the weights]
-    #[arg(long, value_enum)]
-    values: Option<ValuesName>,
-    /// Kept values of a row under one scale, for --values int8 or int4 [default: 32]
-    #[arg(long, value_enum, value_name = "N")]
-    scale_group: Option<ScaleGroupName>,
+    #[command(flatten)]
+    values: ValueArgs,
     /// Only modules that match this glob, or regular expression after `re:` [default: all linear layers but
     /// those behind the blocks: lm_head, classifiers]
     #[arg(long, value_name = "PATTERN")]
@@ -89,16 +86,8 @@ pub(super) struct Args {
     /// No modules that match this glob, or regular expression after `re:`
     #[arg(long, value_name = "PATTERN")]
     exclude: Vec<String>,
-    /// Data to calibrate on: a text (.txt, or .jsonl with a "text" a line), for encoders sentences (a line each, or an STS
-    /// file), for image classifiers a folder of images, of which every fifth by name is used and `eval` leaves it out
-    #[arg(long, value_name = "FILE")]
-    calibration: Option<PathBuf>,
-    /// Calibration samples at most
-    #[arg(long, default_value_t = 128, value_name = "N", value_parser = super::positive)]
-    calibration_samples: usize,
-    /// Tokens of a calibration sample [default: the model's context, at most 2048; of sentences: all, up to the context]
-    #[arg(long, value_name = "N")]
-    calibration_length: Option<usize>,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
     /// Refuse to begin if more than this many bytes of memory are expected, also written as 500M or 1.5GiB
     #[arg(long, value_name = "BYTES", value_parser = super::size)]
     max_memory: Option<u64>,
@@ -192,55 +181,33 @@ enum OrderName {
     Layer,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum ValuesName {
-    F32,
-    F16,
-    Bf16,
-    /// -127 to 127, times a scale
-    Int8,
-    /// -8 to 7, times a scale
-    Int4,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum ScaleGroupName {
-    #[value(name = "32")]
-    Of32,
-    #[value(name = "64")]
-    Of64,
-    #[value(name = "128")]
-    Of128,
-}
-
 impl Args {
     fn options(&self, seed: u64) -> Result<Options> {
+        let plan = self.plan.as_deref().map(PlanFile::read).transpose()?;
+        let recipe = self.recipe(plan.as_ref())?;
+        let planned_values = plan.as_ref().map(PlanFile::value_type).transpose()?;
         Ok(Options {
-            patterns: match (self.pattern, &self.plan) {
+            recipe,
+            values: self.values.value_type()?.or(planned_values),
+            patterns: match (self.pattern, plan) {
                 (Some(pattern), _) => Patterns::Uniform(pattern),
-                (None, Some(plan)) => Patterns::Planned(Box::new(PlanFile::read(plan)?)),
+                (None, Some(plan)) => Patterns::Planned(Box::new(plan)),
                 (None, None) => return Err(UsageError("pass --pattern or --plan".to_owned()).into()),
             },
-            recipe: self.recipe()?,
-            values: self.value_type()?,
             layers: Selector::new(&self.include, &self.exclude)?,
-            calibration: self.calibration.clone().map(|data| Calibration {
-                data,
-                samples: self.calibration_samples,
-                length: self.calibration_length,
-                seed,
-            }),
+            calibration: self.calibration.calibration(SAMPLES, seed),
             force: self.force,
         })
     }
 
-    /// The named recipe with the settings that are given beside it.
-    fn recipe(&self) -> Result<Recipe> {
+    /// The named recipe, or the one that a plan was made for, with the settings that are given beside it.
+    fn recipe(&self, plan: Option<&PlanFile>) -> Result<Recipe> {
         let named = match (&self.recipe, self.effort) {
             (Some(name), _) => name,
             (None, Some(Effort::Low)) => "low",
+            (None, Some(Effort::Default)) => "default",
             (None, Some(Effort::High)) => "high",
-            (None, Some(Effort::Default) | None) => "default",
+            (None, None) => plan.map_or("default", |plan| &plan.recipe),
         };
         let mut recipe = Recipe::named(named)?;
         match self.criterion {
@@ -297,27 +264,6 @@ impl Args {
             None => {}
         }
         recipe.checked().map_err(|problem| UsageError(problem).into())
-    }
-
-    fn value_type(&self) -> Result<Option<ValueType>> {
-        let group = self.scale_group.map(|group| match group {
-            ScaleGroupName::Of32 => ScaleGroup::Of32,
-            ScaleGroupName::Of64 => ScaleGroup::Of64,
-            ScaleGroupName::Of128 => ScaleGroup::Of128,
-        });
-        let int = |int| ValueType::Int(int, group.unwrap_or_default());
-        let values = self.values.map(|values| match values {
-            ValuesName::F32 => Dtype::F32.into(),
-            ValuesName::F16 => Dtype::F16.into(),
-            ValuesName::Bf16 => Dtype::Bf16.into(),
-            ValuesName::Int8 => int(IntType::Int8),
-            ValuesName::Int4 => int(IntType::Int4),
-        });
-        if group.is_some() && values.and_then(ValueType::integers).is_none() {
-            let problem = "--scale-group is for integers: pass --values int8 or int4 too, or leave it out";
-            return Err(UsageError(problem.to_owned()).into());
-        }
-        Ok(values)
     }
 }
 

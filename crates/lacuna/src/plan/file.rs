@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use lacuna_core::Pattern;
+use lacuna_core::{Dtype, IntType, Pattern, ScaleGroup, ValueType};
 use lacuna_model::LinearSpec;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -40,8 +40,14 @@ pub struct PlanFile {
     pub target: Target,
     /// how patterns were chosen
     pub by: String,
-    /// type of the kept values that was timed
+    /// the recipe that was planned for, by name or file
+    #[serde(default = "default_recipe")]
+    pub recipe: String,
+    /// type of the kept values that was planned for
     pub values: String,
+    /// kept values under one scale, where they are integers
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale_group: Option<usize>,
     /// where times were taken
     pub cpu: String,
     /// threads that times were taken with
@@ -104,19 +110,27 @@ pub(super) struct Heading {
     pub(super) model: String,
     pub(super) target: Target,
     pub(super) by: String,
-    pub(super) values: String,
+    pub(super) recipe: String,
+    pub(super) values: ValueType,
+}
+
+/// That of plans from before there was a choice.
+fn default_recipe() -> String {
+    "default".to_owned()
 }
 
 impl PlanFile {
     pub(super) fn new(heading: Heading, layers: Vec<PlannedLayer>) -> Self {
-        let Heading { model, target, by, values } = heading;
+        let Heading { model, target, by, recipe, values } = heading;
         Self {
             format: FORMAT.to_owned(),
             version: VERSION,
             model,
             target,
             by,
-            values,
+            recipe,
+            values: values.name().to_owned(),
+            scale_group: values.integers().map(|(_, group)| group.values()),
             cpu: crate::kernel_bench::cpu(),
             threads: rayon::current_num_threads(),
             cases: vec![],
@@ -169,6 +183,18 @@ impl PlanFile {
         self.layers.iter().map(|layer| (layer.name.clone(), layer.pattern)).collect()
     }
 
+    /// The type of kept values that was planned for.
+    pub fn value_type(&self) -> Result<ValueType> {
+        let groups = [ScaleGroup::Of32, ScaleGroup::Of64, ScaleGroup::Of128];
+        let integers =
+            [IntType::Int8, IntType::Int4].into_iter().flat_map(|int| groups.map(|g| ValueType::Int(int, g)));
+        let floats = [Dtype::F32, Dtype::F16, Dtype::Bf16].map(ValueType::Float);
+        let group = |values: ValueType| values.integers().map(|(_, group)| group.values());
+        let found =
+            floats.into_iter().chain(integers).find(|v| v.name() == self.values && group(*v) == self.scale_group);
+        found.with_context(|| format!("the plan is for values of type {}, which is none; plan again", self.values))
+    }
+
     /// Refuses a plan for other layers than a model's, `layers`, and patterns that do not fit them.
     pub fn check(&self, layers: &[LinearSpec]) -> Result<()> {
         for PlannedLayer { name, shape, pattern, .. } in &self.layers {
@@ -217,7 +243,8 @@ mod tests {
             model: "llama".to_owned(),
             target: Target::Speedup(1.5),
             by: "diversity".to_owned(),
-            values: "bf16".to_owned(),
+            recipe: "low".to_owned(),
+            values: ValueType::Int(IntType::Int8, ScaleGroup::Of64),
         };
         PlanFile::new(heading, layers)
     }
@@ -233,6 +260,8 @@ mod tests {
         let plan = plan(vec![layer("a", Some("64:2:8")), layer("b", None)]);
         plan.write(&path).unwrap();
         assert_eq!(PlanFile::read(&path).unwrap(), plan);
+        assert_eq!(plan.value_type().unwrap(), ValueType::Int(IntType::Int8, ScaleGroup::Of64));
+        assert!(PlanFile { scale_group: Some(7), ..plan.clone() }.value_type().is_err());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "left something behind");
         let patterns = plan.patterns();
         assert_eq!(patterns["a"].unwrap().to_string(), "64:2:8");

@@ -11,14 +11,15 @@ use std::time::Instant;
 
 use anyhow::Result;
 use indicatif::ProgressBar;
-use lacuna_core::{Matrix, Packed, Pattern, ValueType, Values};
+use lacuna_core::{Matrix, Pattern, ValueType, Values};
 use lacuna_kernels::{Activations, Weight, dense, sparse};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::case::Case;
-use crate::kernel_bench::{normal, random_mask};
+use super::stand_in::StandIns;
+use crate::kernel_bench::normal;
 
 /// Bytes that copies of a weight fill together at most: twice a last-level cache of 32 MiB.
 const ROTATED_BYTES: usize = 64 << 20;
@@ -34,8 +35,8 @@ pub(super) struct Settings<'a> {
     pub(super) cases: &'a [Case],
     /// sparse contestants
     pub(super) patterns: &'a [Pattern],
-    /// type of all values
-    pub(super) values: ValueType,
+    /// what is timed in the place of pruned layers; dense values are of the same type
+    pub(super) stand_ins: StandIns<'a>,
     /// what activations are rounded to
     pub(super) activations: Activations,
     /// weights of all layers together
@@ -53,7 +54,7 @@ impl Settings<'_> {
     pub(super) fn time(&self, [rows, cols]: [usize; 2], progress: &ProgressBar) -> Result<Times> {
         let base = normal(self.seed, rows, cols, 0.02);
         let inputs: Vec<Input> = self.cases.iter().map(|case| Input::new(case, rows, cols, self.seed)).collect();
-        let dense_values = Values::round(base.data().to_vec(), cols, self.values)?;
+        let dense_values = Values::round(base.data().to_vec(), cols, self.stand_ins.values)?;
         let dense_copies = self.copies(rows * cols, 1.0);
         let prepare = || dense::prepare(&dense_values, [rows, cols], None, self.activations);
         let dense: Vec<Box<dyn Weight>> = (0..dense_copies).into_par_iter().map(|_| prepare()).collect();
@@ -61,9 +62,8 @@ impl Settings<'_> {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         for (p, &pattern) in self.patterns.iter().enumerate() {
             progress.inc(1);
-            let Ok(grid) = pattern.grid(rows, cols) else { continue };
-            let mask = random_mask(&mut rng, pattern, rows, cols)?;
-            let packed = Packed::pack(&base, mask, self.values, None)?;
+            let Some(grid) = self.stand_ins.grid(pattern, rows, cols) else { continue };
+            let packed = self.stand_ins.pack(&mut rng, pattern, &base)?;
             let kernel = sparse::choose(&packed);
             let prepare = |_| (kernel.prepare)(&packed, None, self.activations);
             let copies = self.copies(rows * cols, grid.density());
@@ -84,7 +84,7 @@ impl Settings<'_> {
 
     /// Copies of a weight that keeps a share of its values.
     fn copies(&self, weights: usize, density: f64) -> usize {
-        let bytes = |weights: usize| weights as f64 * density * f64::from(value_bits(self.values)) / 8.0;
+        let bytes = |weights: usize| weights as f64 * density * f64::from(value_bits(self.stand_ins.values)) / 8.0;
         let together = bytes(self.model_weights).min(ROTATED_BYTES as f64);
         (together / bytes(weights)).ceil().max(1.0) as usize
     }

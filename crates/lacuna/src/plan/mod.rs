@@ -18,6 +18,7 @@ mod probe;
 mod reach;
 mod sensitivity;
 mod space;
+mod stand_in;
 mod whole;
 
 use std::path::Path;
@@ -35,9 +36,11 @@ use self::file::Heading;
 use self::reach::{Times, reach};
 use self::sensitivity::{Laboratory, retained_scores, sensitivities};
 use self::space::{Choice, Space, total};
+use self::stand_in::StandIns;
 use crate::UsageError;
 use crate::calibrate::Calibration;
 use crate::modules::{Selector, linears};
+use crate::recipe::Recipe;
 
 pub use self::budget::Rule;
 pub use self::candidate::Candidate;
@@ -107,6 +110,10 @@ pub struct Options {
     pub layers: Selector,
     /// samples, of which every fourth is held back to measure on
     pub calibration: Option<Calibration>,
+    /// what kept values are rounded to; none: the type of the weights
+    pub values: Option<ValueType>,
+    /// the recipe that layers will be pruned by, by name or file
+    pub recipe: String,
     /// of everything drawn at random
     pub seed: u64,
 }
@@ -157,8 +164,11 @@ pub struct Job {
     config: Config,
     options: Options,
     layers: Vec<LinearSpec>,
+    /// type of the weights
+    stored: ValueType,
     /// type of the kept values
     values: ValueType,
+    recipe: Recipe,
     samples: Vec<Sample>,
 }
 
@@ -178,7 +188,9 @@ impl Job {
         let Some(first) = layers.first() else {
             return Err(UsageError("--include and --exclude leave no layer to plan for".to_owned()).into());
         };
-        let values = checkpoint.dtype(&first.weight())?.into();
+        let stored = checkpoint.dtype(&first.weight())?.into();
+        let values = options.values.unwrap_or(stored);
+        let recipe = Recipe::named(&options.recipe)?;
         let samples = match &options.calibration {
             None => vec![],
             Some(calibration) => {
@@ -189,7 +201,7 @@ impl Job {
                 Calibration { length, ..calibration.clone() }.draw(source, &config)?
             }
         };
-        Ok(Self { checkpoint, config, options, layers, values, samples })
+        Ok(Self { checkpoint, config, options, layers, stored, values, recipe, samples })
     }
 
     /// Makes the plan for a target.
@@ -204,7 +216,7 @@ impl Job {
             Target::Density(_) | Target::Bytes(_) => vec![],
         };
         let patterns = if self.options.patterns.is_empty() { by.patterns() } else { self.options.patterns.clone() };
-        let space = Space::new(&self.checkpoint, self.layers.clone(), patterns, self.values)?;
+        let space = Space::new(&self.checkpoint, self.layers.clone(), patterns, self.stand_ins())?;
         let (chooser, known) = self.chooser(&space, progress)?;
         let other_bytes = self.checkpoint.weight_bytes() - total(&space.bytes, &space.dense()) as u64;
         let (choice, times, cases) = match target {
@@ -273,12 +285,17 @@ impl Job {
     pub fn explain(&self, progress: &ProgressBar) -> Result<Explanation> {
         let patterns =
             if self.options.patterns.is_empty() { explain::patterns() } else { self.options.patterns.clone() };
-        let space = Space::new(&self.checkpoint, self.layers.clone(), patterns, self.values)?;
+        let space = Space::new(&self.checkpoint, self.layers.clone(), patterns, self.stand_ins())?;
         explain::explain(&space, &self.laboratory()?, progress)
     }
 
+    /// What passes for pruned layers before there are any.
+    fn stand_ins(&self) -> StandIns<'_> {
+        StandIns { recipe: &self.recipe, values: self.values }
+    }
+
     fn laboratory(&self) -> Result<Laboratory<'_>> {
-        Laboratory::new(&self.checkpoint, &self.config, self.values, &self.samples)
+        Laboratory::new(&self.checkpoint, &self.config, self.stand_ins(), &self.samples)
     }
 
     fn plan(&self, target: Target, space: &Space, choice: &Choice, times: Option<&Times>) -> PlanFile {
@@ -300,7 +317,8 @@ impl Job {
             model: model.and_then(serde_json::Value::as_str).unwrap_or_default().to_owned(),
             target,
             by: self.options.by.name().to_owned(),
-            values: self.values.name().to_owned(),
+            recipe: self.options.recipe.clone(),
+            values: self.values,
         };
         PlanFile::new(heading, layers)
     }

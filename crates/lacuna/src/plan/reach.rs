@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use indicatif::ProgressBar;
 use lacuna_format::Checkpoint;
-use lacuna_model::{Execution, PackedAs, family};
+use lacuna_model::{Execution, LinearSpec, PackedAs, family};
 use serde::Serialize;
 
 use super::Job;
@@ -56,7 +56,7 @@ impl Times {
         let settings = Settings {
             cases,
             patterns: &space.patterns,
-            values: job.values,
+            stand_ins: job.stand_ins(),
             activations: execution.activations,
             model_weights: space.weights() as usize,
             seed: job.options.seed,
@@ -141,7 +141,7 @@ pub(super) fn reach(
     let execution = Execution { packed: PackedAs::Sparse, activations, dense_values: None };
     let mut times = Times::measure(job, space, cases, execution, progress)?;
     progress.set_message("whole model");
-    let dense = Whole::load(&job.checkpoint, &job.config, execution)?;
+    let dense = dense(job, space.layers.iter(), execution)?;
     let inputs: Vec<(Input, f64)> =
         cases.iter().map(Case::timed).map(|(case, share)| (dense.input(&case), share)).collect();
     for (time, (input, share)) in times.dense.iter_mut().zip(&inputs) {
@@ -199,6 +199,15 @@ pub fn reached(plan: &PlanFile, pruned: &Path) -> Result<Vec<Reached>> {
     Ok(plan.cases.iter().map(time).collect())
 }
 
+/// The dense model, with the values of some layers rounded as those of pruned ones will be.
+fn dense<'a>(job: &Job, layers: impl Iterator<Item = &'a LinearSpec>, execution: Execution) -> Result<Whole> {
+    let mut dense = Whole::load(&job.checkpoint, &job.config, execution)?;
+    if job.values != job.stored {
+        dense.round(&job.checkpoint, &job.config, layers, (job.values, execution))?;
+    }
+    Ok(dense)
+}
+
 /// Builds a model by a choice and times it beside the dense one.
 fn measure(
     job: &Job,
@@ -209,8 +218,12 @@ fn measure(
     execution: Execution,
 ) -> Result<Attempt> {
     let mut sparse = Whole::load(&job.checkpoint, &job.config, execution)?;
-    let layers = space.layers.iter().zip(&choice).filter_map(|(layer, &o)| Some((layer, space.pattern(o)?)));
-    sparse.disguise(&job.checkpoint, &job.config, layers, (job.values, execution))?;
+    let layers = || space.layers.iter().zip(&choice).filter_map(|(layer, &o)| Some((layer, space.pattern(o)?)));
+    sparse.disguise(&job.checkpoint, &job.config, layers(), (job.stand_ins(), execution))?;
+    // Layers that are not pruned stay as they are stored, on both sides.
+    let mixed = job.values != job.stored && choice.contains(&0);
+    let own = mixed.then(|| self::dense(job, layers().map(|(layer, _)| layer), execution)).transpose()?;
+    let dense = own.as_ref().unwrap_or(dense);
     let mut speedups = vec![];
     for (case, (input, share)) in inputs.iter().enumerate() {
         let Comparison { dense, speedup } = compare(dense, &sparse, input);

@@ -7,7 +7,7 @@
 
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
-use lacuna_core::{Matrix, Pattern, ValueType};
+use lacuna_core::{Matrix, Pattern};
 use lacuna_format::Checkpoint;
 use lacuna_model::{Block, Config, Execution, LinearSpec, Sample};
 use lacuna_prune::{Criterion, Pruned};
@@ -15,8 +15,8 @@ use lacuna_prune::{Criterion, Pruned};
 use super::probe::Probe;
 use super::space::Space;
 use super::stage;
+use super::stand_in::StandIns;
 use crate::calibrate::Stream;
-use crate::recipe::Recipe;
 use crate::statistics::Statistics;
 
 /// One sample in so many is held back.
@@ -44,8 +44,8 @@ impl Effect {
 pub(super) struct Laboratory<'a> {
     checkpoint: &'a Checkpoint,
     config: &'a Config,
-    values: ValueType,
-    recipe: Recipe,
+    /// how layers are pruned
+    stand_ins: StandIns<'a>,
     calibration: Stream,
     held_back: Stream,
 }
@@ -54,7 +54,7 @@ impl<'a> Laboratory<'a> {
     pub(super) fn new(
         checkpoint: &'a Checkpoint,
         config: &'a Config,
-        values: ValueType,
+        stand_ins: StandIns<'a>,
         samples: &[Sample],
     ) -> Result<Self> {
         let split = |held: bool| -> Vec<Sample> {
@@ -66,14 +66,7 @@ impl<'a> Laboratory<'a> {
             bail!("--calibration gives a single sample; give data for two or more, one is held back");
         }
         let stream = |samples: &[Sample]| Stream::new(checkpoint, config, samples, false);
-        Ok(Self {
-            checkpoint,
-            config,
-            values,
-            recipe: Recipe::named("default")?,
-            calibration: stream(&calibration)?,
-            held_back: stream(&held_back)?,
-        })
+        Ok(Self { checkpoint, config, stand_ins, calibration: stream(&calibration)?, held_back: stream(&held_back)? })
     }
 
     /// Steps that [`Self::effects`] takes.
@@ -200,7 +193,7 @@ impl<'a> Laboratory<'a> {
 
     fn prune(&self, layer: &LinearSpec, pattern: Pattern, stats: &Statistics) -> Result<Pruned> {
         let weight = self.checkpoint.matrix(&layer.weight(), layer.rows, layer.cols)?;
-        let pruned = self.recipe.method(pattern, self.values).prune(&weight, stats.of(layer));
+        let pruned = self.stand_ins.recipe.method(pattern, self.stand_ins.values).prune(&weight, stats.of(layer));
         pruned.with_context(|| format!("layer {}", layer.name))
     }
 }

@@ -1,11 +1,12 @@
 //! What a plan chooses among: layers, and for each the options of staying dense and of every pattern that fits.
 
 use anyhow::Result;
-use lacuna_core::{Pattern, ValueType};
-use lacuna_format::{Checkpoint, packed_bytes};
+use lacuna_core::Pattern;
+use lacuna_format::Checkpoint;
 use lacuna_model::LinearSpec;
 
 use super::choose::Resource;
+use super::stand_in::StandIns;
 
 /// An option for each layer: 0 for dense, `p + 1` for pattern `p`.
 pub(super) type Choice = Vec<usize>;
@@ -25,18 +26,19 @@ impl Space {
         checkpoint: &Checkpoint,
         layers: Vec<LinearSpec>,
         patterns: Vec<Pattern>,
-        values: ValueType,
+        stand_ins: StandIns,
     ) -> Result<Self> {
         let (mut kept, mut bytes) = (vec![], vec![]);
         for layer in &layers {
-            let grids: Vec<_> = patterns.iter().map(|pattern| pattern.grid(layer.rows, layer.cols).ok()).collect();
+            let grids: Vec<_> =
+                patterns.iter().map(|&pattern| stand_ins.grid(pattern, layer.rows, layer.cols)).collect();
             let of = |dense: f64, of: &dyn Fn(&lacuna_core::Grid) -> usize| {
                 let sparse = grids.iter().map(|grid| grid.as_ref().map_or(f64::INFINITY, |grid| of(grid) as f64));
                 std::iter::once(dense).chain(sparse).collect::<Vec<f64>>()
             };
             kept.push(of((layer.rows * layer.cols) as f64, &|grid| grid.kept()));
             let dense = checkpoint.info(&layer.weight())?.len as f64;
-            bytes.push(of(dense, &|grid| packed_bytes(grid, values, false)));
+            bytes.push(of(dense, &|grid| stand_ins.bytes(grid)));
         }
         Ok(Self { layers, patterns, kept, bytes })
     }

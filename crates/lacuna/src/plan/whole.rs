@@ -11,8 +11,9 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::case::{Case, Phase};
+use super::stand_in::StandIns;
 use crate::bench::{images, texts};
-use crate::kernel_bench::{normal, random_mask};
+use crate::kernel_bench::normal;
 
 /// Tokens that a decoder adds in a timed round.
 pub(super) const DECODE_TOKENS: usize = 16;
@@ -52,14 +53,13 @@ impl Whole {
         }
     }
 
-    /// Gives layers random weights under random masks of their patterns: what they compute is nonsense, how long they take
-    /// is not.
+    /// Puts stand-ins in the place of layers.
     pub(super) fn disguise<'a>(
         &mut self,
         checkpoint: &Checkpoint,
         config: &Config,
         layers: impl Iterator<Item = (&'a LinearSpec, Pattern)>,
-        (values, execution): (ValueType, Execution),
+        (stand_ins, execution): (StandIns, Execution),
     ) -> Result<()> {
         let mut made: BTreeMap<(usize, usize, String), Packed> = BTreeMap::new();
         let mut rng = ChaCha8Rng::seed_from_u64(0);
@@ -68,12 +68,27 @@ impl Whole {
             let packed = match made.entry((rows, cols, pattern.to_string())) {
                 std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::btree_map::Entry::Vacant(entry) => {
-                    let mask = random_mask(&mut rng, pattern, rows, cols)?;
-                    entry.insert(Packed::pack(&normal(0, rows, cols, 0.02), mask, values, None)?)
+                    entry.insert(stand_ins.pack(&mut rng, pattern, &normal(0, rows, cols, 0.02))?)
                 }
             };
             let block = config.blocks().layer_of(&layer.name).expect("plans are of layers of blocks");
             self.blocks_mut()[block].replace(checkpoint, &layer.name, packed, execution)?;
+        }
+        Ok(())
+    }
+
+    /// Rounds the dense weights of layers: what pruned ones of that type of values are held against.
+    pub(super) fn round<'a>(
+        &mut self,
+        checkpoint: &Checkpoint,
+        config: &Config,
+        layers: impl Iterator<Item = &'a LinearSpec>,
+        (values, execution): (ValueType, Execution),
+    ) -> Result<()> {
+        let execution = Execution { dense_values: Some(values), ..execution };
+        for layer in layers {
+            let block = config.blocks().layer_of(&layer.name).expect("plans are of layers of blocks");
+            self.blocks_mut()[block].round(checkpoint, &layer.name, execution)?;
         }
         Ok(())
     }
@@ -134,7 +149,7 @@ fn step(model: &Decoder, tokens: &[&[u32]], caches: &mut [Cache]) {
     let hidden = model.forward(&mut batch);
     let per_sequence = hidden.cols() / tokens.len();
     let last: Vec<usize> = (1..=tokens.len()).map(|s| s * per_sequence - 1).collect();
-    std::hint::black_box(model.logits(&hidden, &last));
+    lacuna_model::give(std::hint::black_box(model.logits(&hidden, &last)));
 }
 
 fn seconds(run: impl FnOnce()) -> f64 {
