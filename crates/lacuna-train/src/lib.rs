@@ -27,4 +27,4 @@ pub use loss::{Loss, Losses};
 pub use optimizer::Optimizer;
 pub use recipe::{By, Masks, Phase, Recipe, Start, Trains};
 pub use teacher::{MicroBatch, Teacher};
-pub use trainer::{Outcome, Parameters, Setup, StepReport, Trainer};
+pub use trainer::{Parameters, Setup, StepReport, Trainer};

@@ -12,8 +12,13 @@ use crate::optimizer::Tensors;
 use crate::{Error, Result, Trainer};
 
 const TENSORS: &str = "state.safetensors";
-const MASKS: &str = "masks.safetensors";
+
 const NUMBERS: &str = "state.json";
+
+/// The file of a layer's mask.
+fn masks(layer: usize) -> String {
+    format!("mask-{layer:05}.safetensors")
+}
 
 impl Trainer {
     /// Writes the training to a directory, in place of what is there.
@@ -30,11 +35,11 @@ impl Trainer {
             }
         }
         staging.write_shard(TENSORS, &tensors, Value::Null)?;
-        let mut masks = vec![];
-        for (name, layer) in &self.student.layers {
-            masks.extend(pack_tensors(name, &layer.pack(&matrix(self.student.tensor(&layer.spec.weight()))?)?));
+        // A file a layer: of all together the values, which nobody reads, would be as large as the model.
+        for (i, (name, layer)) in self.student.layers.iter().enumerate() {
+            let packed = layer.pack(&matrix(self.student.tensor(&layer.spec.weight()))?)?;
+            staging.write_shard(&masks(i), &pack_tensors(name, &packed), Value::Null)?;
         }
-        staging.write_shard(MASKS, &masks, Value::Null)?;
         let numbers = json!({ "step": self.step, "updates": self.moments.updates });
         staging.write_file(NUMBERS, numbers.to_string().as_bytes())?;
         Ok(staging.finish()?)
@@ -65,9 +70,9 @@ impl Trainer {
         self.moments.first = read("m", &parameters)?;
         self.moments.second = read("v", &parameters)?;
         self.student.parameters = parameters;
-        let masks = Checkpoint::of_shard(&dir.join(MASKS), Some(sparsity))?;
-        for (name, layer) in &mut self.student.layers {
-            layer.mask = masks.packed(name)?.ok_or_else(missing)?.mask().clone();
+        for (i, (name, layer)) in self.student.layers.iter_mut().enumerate() {
+            let saved = Checkpoint::of_shard(&dir.join(masks(i)), Some(sparsity))?;
+            layer.mask = saved.packed(name)?.ok_or_else(missing)?.mask().clone();
         }
         Ok(())
     }

@@ -70,16 +70,6 @@ pub struct StepReport {
     pub flipped: Option<f64>,
 }
 
-/// What came of a training.
-pub struct Outcome {
-    /// the pruned layers by module name
-    pub packed: BTreeMap<String, Packed>,
-    /// norms and biases that were trained, by tensor name
-    pub others: BTreeMap<String, Vec<f32>>,
-    /// adapters that stand beside their layers: module name to `A[rank, K]` and `B[R, rank]`
-    pub adapters: BTreeMap<String, [Matrix; 2]>,
-}
-
 impl Trainer {
     /// Reads the blocks and makes parameters of what the recipe trains.
     pub fn new(setup: &Setup) -> Result<Self> {
@@ -221,28 +211,36 @@ impl Trainer {
         Ok(sums.into_inner().expect("nobody panics").into_iter().map(|(name, sums)| (name, root(sums))).collect())
     }
 
-    /// The pruned layers as they are now, with what else was trained.
-    pub fn outcome(&self) -> Result<Outcome> {
-        let mut outcome = Outcome { packed: BTreeMap::new(), others: BTreeMap::new(), adapters: BTreeMap::new() };
-        let (student, mut inside) = (&self.student, vec![]);
-        for (name, layer) in &student.layers {
-            let weight = matrix(&student.latent(name)?)?;
-            let packed = match student.trains {
-                Trains::Masks => layer.pack_by(&weight, likeliest(layer, student.tensor(&logits_name(name)))?)?,
-                Trains::Weights | Trains::Adapters { .. } => layer.pack(&weight)?,
-            };
-            outcome.packed.insert(name.clone(), packed);
+    /// Whether a layer is one that is trained.
+    pub fn has(&self, layer: &str) -> bool {
+        self.student.layers.contains_key(layer)
+    }
+
+    /// A pruned layer as it is now.
+    pub fn packed(&self, layer: &str) -> Result<Option<Packed>> {
+        let Some(layer) = self.student.layers.get(layer) else { return Ok(None) };
+        let name = &layer.spec.name;
+        let weight = matrix(&self.student.latent(name)?)?;
+        Ok(Some(match self.student.trains {
+            Trains::Masks => layer.pack_by(&weight, likeliest(layer, self.student.tensor(&logits_name(name)))?)?,
+            Trains::Weights | Trains::Adapters { .. } => layer.pack(&weight)?,
+        }))
+    }
+
+    /// A norm or a bias, by the name of its tensor, if it was trained.
+    pub fn vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let vector = self.student.parameters.get(name).filter(|tensor| tensor.rank() == 1);
+        Ok(vector.map(Tensor::to_vec1).transpose()?)
+    }
+
+    /// Adapters that stand beside their layers: module name, `A[rank, K]` and `B[R, rank]`.
+    pub fn adapters(&self) -> Result<BTreeMap<String, [Matrix; 2]>> {
+        let Trains::Adapters { beside: true, .. } = self.student.trains else { return Ok(BTreeMap::new()) };
+        let adapter = |name: &String| {
             let [a, b] = adapter_names(name);
-            if let Trains::Adapters { beside: true, .. } = student.trains {
-                let parts = [matrix(student.tensor(&a))?, matrix(student.tensor(&b))?];
-                outcome.adapters.insert(name.clone(), parts);
-            }
-            inside.extend([layer.spec.weight(), a, b, logits_name(name)]);
-        }
-        for (name, tensor) in student.parameters.iter().filter(|(name, _)| !inside.contains(name)) {
-            outcome.others.insert(name.clone(), tensor.flatten_all()?.to_vec1()?);
-        }
-        Ok(outcome)
+            Ok((name.clone(), [matrix(self.student.tensor(&a))?, matrix(self.student.tensor(&b))?]))
+        };
+        self.student.layers.keys().map(adapter).collect()
     }
 
     /// What a batch is behind the last block, `[H, T]`, with masks as they are.

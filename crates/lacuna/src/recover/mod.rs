@@ -213,7 +213,7 @@ impl Job {
             trainer.average(&cooks)?;
         }
         let mut report = report.context("a soup of no trainings")?;
-        output::write(self, &trainer.outcome()?, &work, output)?;
+        output::write(self, &trainer, &work, output)?;
         std::fs::remove_dir_all(&work).with_context(|| work.display().to_string())?;
         output.clone_into(&mut report.output);
         report.seconds = started.elapsed().as_secs_f64();

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Result;
 use lacuna_core::{Dtype, Matrix};
 use lacuna_format::{Checkpoint, OutTensor, SPARSITY_KEY, Staging, pack_tensors};
-use lacuna_train::{Outcome, Trains};
+use lacuna_train::{Trainer, Trains};
 use serde_json::{Value, json};
 
 use super::Job;
@@ -17,7 +17,7 @@ use crate::calibrate::Calibration;
 use crate::output::{copy_companions, write_index};
 
 /// Writes the whole checkpoint.
-pub(super) fn write(job: &Job, outcome: &Outcome, work: &Path, output: &Path) -> Result<()> {
+pub(super) fn write(job: &Job, trainer: &Trainer, work: &Path, output: &Path) -> Result<()> {
     let mut staging = Staging::open(output, job.options.force, &json!({ "recovered": job.fingerprint()? }))?;
     let mut shards: BTreeMap<&Path, BTreeSet<&String>> = BTreeMap::new();
     for (name, info) in job.pruned.tensors() {
@@ -26,7 +26,7 @@ pub(super) fn write(job: &Job, outcome: &Outcome, work: &Path, output: &Path) ->
     let mut names = vec![];
     for (path, tensors) in shards {
         let shard = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        write_shard(&job.pruned, outcome, &mut staging, &shard, &tensors)?;
+        write_shard(&job.pruned, trainer, &mut staging, &shard, &tensors)?;
         names.push(shard);
     }
     write_index(&staging, names.into_iter())?;
@@ -55,13 +55,13 @@ pub(super) fn write(job: &Job, outcome: &Outcome, work: &Path, output: &Path) ->
     let log = Log::open(&work.join("log.jsonl"))?;
     staging.write_file("recovery.jsonl", &std::fs::read(log.path()).unwrap_or_default())?;
     staging.write_file("recovery.svg", curves::draw(&log, 0).as_bytes())?;
-    write_adapters(job, outcome, &mut staging)?;
+    write_adapters(job, trainer, &mut staging)?;
     Ok(staging.finish()?)
 }
 
 fn write_shard(
     pruned: &Checkpoint,
-    outcome: &Outcome,
+    trainer: &Trainer,
     staging: &mut Staging,
     shard: &str,
     names: &BTreeSet<&String>,
@@ -69,16 +69,18 @@ fn write_shard(
     let (mut tensors, mut raw) = (vec![], vec![]);
     for &name in names {
         let (layer, part) = name.rsplit_once('.').unwrap_or((name, ""));
-        match (outcome.packed.get(layer), outcome.others.get(name)) {
-            (Some(packed), _) if part == "values" => tensors.extend(pack_tensors(layer, packed)),
-            (Some(_), None) if part != "bias" => {}
-            (_, Some(values)) => {
-                let matrix = OutTensor::matrix(&Matrix::new(1, values.len(), values.clone())?, pruned.dtype(name)?);
-                let shape = pruned.info(name)?.shape.clone();
-                let data = matrix.data().to_vec();
-                tensors.push((name.clone(), OutTensor::new(pruned.info(name)?.dtype, shape, data)));
+        if let Some(values) = trainer.vector(name)? {
+            let matrix = OutTensor::matrix(&Matrix::new(1, values.len(), values)?, pruned.dtype(name)?);
+            let info = pruned.info(name)?;
+            tensors.push((name.clone(), OutTensor::new(info.dtype, info.shape.clone(), matrix.data().to_vec())));
+        } else if part != "bias" && trainer.has(layer) {
+            if part == "values"
+                && let Some(packed) = trainer.packed(layer)?
+            {
+                tensors.extend(pack_tensors(layer, &packed));
             }
-            _ => raw.push((name.clone(), pruned.raw(name)?)),
+        } else {
+            raw.push((name.clone(), pruned.raw(name)?));
         }
     }
     for (name, tensor) in &raw {
@@ -88,16 +90,17 @@ fn write_shard(
 }
 
 /// `adapter_config.json` and `adapter_model.safetensors` as PEFT reads them.
-fn write_adapters(job: &Job, outcome: &Outcome, staging: &mut Staging) -> Result<()> {
+fn write_adapters(job: &Job, trainer: &Trainer, staging: &mut Staging) -> Result<()> {
     let Trains::Adapters { rank, alpha, beside: true } = job.options.recipe.trains else { return Ok(()) };
     let mut tensors = vec![];
-    for (layer, parts) in &outcome.adapters {
+    let adapters = trainer.adapters()?;
+    for (layer, parts) in &adapters {
         for (part, matrix) in ["A", "B"].iter().zip(parts) {
             let name = format!("base_model.model.{layer}.lora_{part}.weight");
             tensors.push((name, OutTensor::matrix(matrix, Dtype::F32)));
         }
     }
-    let modules: BTreeSet<&str> = outcome.adapters.keys().filter_map(|layer| layer.rsplit('.').next()).collect();
+    let modules: BTreeSet<&str> = adapters.keys().filter_map(|layer| layer.rsplit('.').next()).collect();
     let config = json!({
         "peft_type": "LORA", "r": rank, "lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none",
         "target_modules": modules, "base_model_name_or_path": null, "inference_mode": true,
