@@ -15,7 +15,7 @@ pub(super) const RECORD: &str = "bench/record/training.jsonl";
 /// The checkpoint that methods are compared on, and what its runs have alike.
 const MODEL: &str = "stories-3m";
 pub(super) const STEPS: usize = 200;
-const COMPARED: &[&str] = &["--batch", "16", "--length", "256", "--data", "self", "--self-samples", "4096"];
+const COMPARED: &[&str] = &["--batch", "16", "--length", "256", "--data", "self", "--self-samples", "1024"];
 
 /// A longer run, of how far one gets.
 pub(super) struct Long {
@@ -40,7 +40,7 @@ pub(super) const LONG: [Long; 5] = [
         model: "minilm-l6",
         pattern: "64:2:8",
         method: "text-encoder",
-        steps: 1000,
+        steps: 300,
         flags: &["--batch", "64"],
         target: "3",
     },
@@ -49,7 +49,7 @@ pub(super) const LONG: [Long; 5] = [
         pattern: "64:2:5",
         method: "squarehead",
         steps: 1000,
-        flags: &["--batch", "16"],
+        flags: &["--batch", "16", "--lr", "3e-4"],
         target: "3",
     },
 ];
