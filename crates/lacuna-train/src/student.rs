@@ -69,7 +69,8 @@ impl Student {
             }
         }
         for (name, weight) in latent {
-            frozen.insert(format!("{name}.weight"), tensor(&weight, &device)?);
+            let shape = (weight.rows(), weight.cols());
+            frozen.insert(format!("{name}.weight"), Tensor::from_vec(weight.into_data(), shape, &device)?);
         }
         let ending = Ending::load(checkpoint, config, &device)?;
         let (config, parameters) = (config.clone(), Tensors::new());
