@@ -71,6 +71,7 @@ pub(super) fn with_training(text: &str, runs: &[Value]) -> Result<String> {
     let heads: Vec<String> = training::PATTERNS.iter().map(|pattern| format!(" {pattern} |")).collect();
     let mut table =
         format!("| |{} mask changed | seconds | peak memory |\n|---|---|---|---|---|---|---|\n", heads.concat());
+    let head = table.len();
     for row in &training::ROWS {
         let of_row: Vec<&Value> =
             runs.iter().filter(|run| run["row"] == row.name && run["steps"] == training::STEPS).collect();
@@ -85,6 +86,9 @@ pub(super) fn with_training(text: &str, runs: &[Value]) -> Result<String> {
         let least = of_row.iter().filter_map(|run| run["seconds"].as_f64()).fold(f64::INFINITY, f64::min);
         let (flipped, memory) = (100.0 * number("flipped"), number("peak_rss_bytes") / 1e6);
         writeln!(table, "| {} |{cells} {flipped:.1} % | {least:.0} | {memory:.0} MB |", row.name)?;
+    }
+    if table.len() == head {
+        table.clear();
     }
     table += "\n| | pattern | steps | before | after | target | seconds | peak memory |\n|---|---|---|---|---|---|---|---|\n";
     for long in &training::LONG {
