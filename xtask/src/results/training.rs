@@ -49,7 +49,7 @@ pub(super) const LONG: [Long; 5] = [
         pattern: "64:2:5",
         method: "squarehead",
         steps: 1000,
-        flags: &["--batch", "16", "--lr", "3e-4"],
+        flags: &["--batch", "16", "--lr", "2e-4"],
         target: "3",
     },
 ];
