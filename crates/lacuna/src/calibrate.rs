@@ -16,6 +16,9 @@ use crate::UsageError;
 use crate::images::{self, Split};
 use crate::text::{read_documents, read_sentences};
 
+/// The flag that says how long samples are.
+const FLAG: &str = "--calibration-length";
+
 /// Tokens that run through a block together.
 const BATCH_TOKENS: usize = 2048;
 
@@ -43,7 +46,7 @@ impl Calibration {
             }
             Config::Text(text) => {
                 let tokenizer = Tokenizer::open(model, text.vocab_size, None)?;
-                let length = checked_length(self.length.unwrap_or(text.max_tokens), text.max_tokens)?;
+                let length = checked_length(FLAG, self.length.unwrap_or(text.max_tokens), text.max_tokens)?;
                 let sentences = self.shuffled(read_sentences(&self.data)?);
                 sentences.iter().map(|s| Ok(Sample::Tokens(tokenizer.encode_with_specials(s, length)?))).collect()
             }
@@ -63,7 +66,7 @@ impl Calibration {
     /// All documents one after the other, cut into pieces of equal length; a text shorter than a piece gives itself.
     fn pieces(&self, tokenizer: &Tokenizer, config: &DecoderConfig) -> Result<Vec<Vec<u32>>> {
         let max = config.max_positions;
-        let length = checked_length(self.length.unwrap_or(max.min(2048)), max)?;
+        let length = checked_length(FLAG, self.length.unwrap_or(max.min(2048)), max)?;
         let mut tokens = vec![];
         for document in read_documents(&self.data)? {
             tokens.extend(tokenizer.encode(&document)?);
@@ -80,11 +83,12 @@ impl Calibration {
     }
 }
 
-fn checked_length(length: usize, max: usize) -> Result<usize, UsageError> {
+/// Tokens of a sample, as `flag` asks for them.
+pub(crate) fn checked_length(flag: &str, length: usize, max: usize) -> Result<usize, UsageError> {
     if (2..=max).contains(&length) {
         return Ok(length);
     }
-    Err(UsageError(format!("--calibration-length is {length}; this model takes samples of 2 to {max} tokens")))
+    Err(UsageError(format!("{flag} is {length}; this model takes samples of 2 to {max} tokens")))
 }
 
 /// The residual stream of all samples, as it stands between two blocks.

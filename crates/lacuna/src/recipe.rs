@@ -5,6 +5,7 @@ use std::path::Path;
 use lacuna_core::{GROUP_COLUMNS, Pattern, ValueType, Window};
 use lacuna_format::read_json;
 use lacuna_prune::{Criterion, Method, Permute, Selection, Update};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::UsageError;
@@ -67,19 +68,7 @@ const BUILT_IN: [(&str, &str); 10] = [
 impl Recipe {
     /// A recipe that is built in, or the one of a file.
     pub fn named(name: &str) -> Result<Self, UsageError> {
-        let recipe: Self = match BUILT_IN.iter().find(|(built_in, _)| *built_in == name) {
-            Some((_, text)) => serde_json::from_str(text).expect("tested"),
-            None => {
-                let path = Path::new(name);
-                if !path.exists() {
-                    let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
-                    let known = names.join(", ");
-                    return Err(UsageError(format!("recipe {name}: neither a file nor one of {known}")));
-                }
-                let value = read_json(path).map_err(|e| UsageError(e.to_string()))?;
-                serde_json::from_value(value).map_err(|e| UsageError(format!("{name}: {e}")))?
-            }
-        };
+        let recipe: Self = read_named("recipe", name, &BUILT_IN)?;
         recipe.checked().map_err(|problem| UsageError(format!("recipe {name}: {problem}")))
     }
 
@@ -131,6 +120,24 @@ impl Recipe {
             _ => pattern,
         }
     }
+}
+
+/// What a file says, or what is built in under that name; `kind` is what the user calls it.
+pub(crate) fn read_named<T: DeserializeOwned>(
+    kind: &str,
+    name: &str,
+    built_in: &[(&str, &str)],
+) -> Result<T, UsageError> {
+    if let Some((_, text)) = built_in.iter().find(|(known, _)| *known == name) {
+        return Ok(serde_json::from_str(text).expect("tested"));
+    }
+    let path = Path::new(name);
+    if !path.exists() {
+        let known: Vec<&str> = built_in.iter().map(|(name, _)| *name).collect();
+        return Err(UsageError(format!("{kind} {name}: neither a file nor one of {}", known.join(", "))));
+    }
+    let value = read_json(path).map_err(|e| UsageError(e.to_string()))?;
+    serde_json::from_value(value).map_err(|e| UsageError(format!("{name}: {e}")))
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use rayon::prelude::*;
 use super::Options;
 use super::images::Pictures;
 use crate::UsageError;
+use crate::calibrate::checked_length;
 use crate::text::{read_documents, read_sentences};
 
 /// Tokens that run through the model together on one thread.
@@ -186,10 +187,7 @@ fn writes_nothing(config: &Config) -> UsageError {
 }
 
 fn length_of(asked: Option<usize>, max: usize) -> Result<usize, UsageError> {
-    match asked.unwrap_or(max.min(512)) {
-        length if (2..=max).contains(&length) => Ok(length),
-        length => Err(UsageError(format!("--length is {length}; this model takes samples of 2 to {max} tokens"))),
-    }
+    checked_length("--length", asked.unwrap_or(max.min(512)), max)
 }
 
 /// Documents one by one, cut into pieces where they are longer.

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 
 use crate::UsageError;
 use crate::output::check_output;
+use crate::recipe::read_named;
 use data::Data;
 use progress::Log;
 
@@ -103,18 +104,7 @@ const BUILT_IN: [(&str, &str); 14] = [
 
 /// The recipe of that name, or of that file.
 pub fn recipe(name: &str) -> Result<Recipe, UsageError> {
-    let recipe: Recipe = match BUILT_IN.iter().find(|(built_in, _)| *built_in == name) {
-        Some((_, text)) => serde_json::from_str(text).expect("tested"),
-        None => {
-            let path = Path::new(name);
-            if !path.exists() {
-                let known = BUILT_IN.map(|(name, _)| name).join(", ");
-                return Err(UsageError(format!("method {name}: neither a file nor one of {known}")));
-            }
-            let value = read_json(path).map_err(|e| UsageError(e.to_string()))?;
-            serde_json::from_value(value).map_err(|e| UsageError(format!("{name}: {e}")))?
-        }
-    };
+    let recipe: Recipe = read_named("method", name, &BUILT_IN)?;
     recipe.checked().map_err(|problem| UsageError(format!("method {name}: {problem}")))
 }
 
@@ -199,26 +189,35 @@ impl Job {
         }
         let data = opened?;
         let mut log = Log::open(&work.join("log.jsonl"))?;
-        let (mut cooks, mut report) = (vec![], None);
+        let (mut cooks, mut tokens, mut resumed_step) = (vec![], 0, 0);
         let mut trainer = self.trainer(self.options.seed)?;
         for cook in 0..self.options.soup {
             if cook > 0 {
                 trainer = self.trainer(self.options.seed + cook as u64)?;
             }
             let state = work.join(format!("state-{cook}"));
-            report = Some(self.train(&mut trainer, &data, &state, cook, &mut log, bar)?);
+            let (trained, resumed) = self.train(&mut trainer, &data, &state, cook, &mut log, bar)?;
+            (tokens, resumed_step) = (tokens + trained, resumed);
             cooks.push(trainer.parameters());
         }
         if cooks.len() > 1 {
             trainer.average(&cooks)?;
         }
-        let mut report = report.context("a soup of no trainings")?;
-        output::write(self, &trainer, &work, output)?;
+        output::write(self, &trainer, &log, output)?;
         std::fs::remove_dir_all(&work).with_context(|| work.display().to_string())?;
-        output.clone_into(&mut report.output);
-        report.seconds = started.elapsed().as_secs_f64();
-        report.peak_rss_bytes = crate::memory::peak_rss_bytes();
-        Ok(report)
+        let last = self.options.soup - 1;
+        Ok(Report {
+            output: output.to_owned(),
+            method: self.options.method.clone(),
+            steps: self.options.steps,
+            tokens,
+            first: log.first(last),
+            last: log.last(last),
+            flipped: log.flipped(last),
+            seconds: started.elapsed().as_secs_f64(),
+            peak_rss_bytes: crate::memory::peak_rss_bytes(),
+            resumed_step,
+        })
     }
 
     fn trainer(&self, seed: u64) -> Result<Trainer> {
@@ -255,7 +254,7 @@ impl Job {
         Ok(work)
     }
 
-    /// One training from where it stands to its end.
+    /// One training from where it stands to its end: the tokens it took, and the step that it went on from.
     fn train(
         &self,
         trainer: &mut Trainer,
@@ -264,8 +263,8 @@ impl Job {
         cook: usize,
         log: &mut Log,
         bar: &ProgressBar,
-    ) -> Result<Report> {
-        let Options { recipe, steps, seed, save_every, method, .. } = &self.options;
+    ) -> Result<(usize, usize)> {
+        let Options { recipe, steps, seed, save_every, .. } = &self.options;
         if state.exists() {
             trainer.restore(state, self.pruned.sparsity().expect("checked"))?;
         }
@@ -288,7 +287,7 @@ impl Job {
             }
             _ => None,
         };
-        let (started, mut tokens) = (Instant::now(), 0);
+        let (started, mut tokens, mut flipped) = (Instant::now(), 0, log.flipped(cook));
         while trainer.steps_done() < *steps {
             let report = if let Some(fit) = &mut fit {
                 trainer.fit_step(fit)?
@@ -302,24 +301,14 @@ impl Job {
             };
             log.push(cook, &report)?;
             bar.inc(1);
-            bar.set_message(said(&report, log.flipped(cook), tokens as f64 / started.elapsed().as_secs_f64()));
+            flipped += report.flipped.unwrap_or(0.0);
+            bar.set_message(said(&report, flipped, tokens as f64 / started.elapsed().as_secs_f64()));
             let done = trainer.steps_done();
             if done.is_multiple_of(*save_every) || done == *steps {
                 trainer.save(state)?;
             }
         }
-        Ok(Report {
-            output: PathBuf::new(),
-            method: method.clone(),
-            steps: *steps,
-            tokens,
-            first: log.first(cook),
-            last: log.last(cook),
-            flipped: log.flipped(cook),
-            seconds: 0.0,
-            peak_rss_bytes: None,
-            resumed_step,
-        })
+        Ok((tokens, resumed_step))
     }
 }
 

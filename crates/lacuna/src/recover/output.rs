@@ -17,7 +17,7 @@ use crate::calibrate::Calibration;
 use crate::output::{copy_companions, write_index};
 
 /// Writes the whole checkpoint.
-pub(super) fn write(job: &Job, trainer: &Trainer, work: &Path, output: &Path) -> Result<()> {
+pub(super) fn write(job: &Job, trainer: &Trainer, log: &Log, output: &Path) -> Result<()> {
     let mut staging = Staging::open(output, job.options.force, &json!({ "recovered": job.fingerprint()? }))?;
     let mut shards: BTreeMap<&Path, BTreeSet<&String>> = BTreeMap::new();
     for (name, info) in job.pruned.tensors() {
@@ -52,9 +52,8 @@ pub(super) fn write(job: &Job, trainer: &Trainer, work: &Path, output: &Path) ->
     recipe["recovery"] = recovery;
     staging.write_file("config.json", serde_json::to_string_pretty(&config)?.as_bytes())?;
     copy_companions(&staging, job.pruned.dir())?;
-    let log = Log::open(&work.join("log.jsonl"))?;
-    staging.write_file("recovery.jsonl", &std::fs::read(log.path()).unwrap_or_default())?;
-    staging.write_file("recovery.svg", curves::draw(&log, 0).as_bytes())?;
+    staging.write_file("recovery.jsonl", log.text().as_bytes())?;
+    staging.write_file("recovery.svg", curves::draw(log, 0).as_bytes())?;
     write_adapters(job, trainer, &mut staging)?;
     Ok(staging.finish()?)
 }

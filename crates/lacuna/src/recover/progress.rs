@@ -42,8 +42,7 @@ impl Log {
     pub(super) fn cut(&mut self, training: usize, step: usize) -> Result<()> {
         let earlier = |value: &Value| value["step"].as_u64().is_some_and(|at| at <= step as u64);
         self.lines.retain(|line| line.training < training || line.training == training && earlier(&line.value));
-        let text: String = self.lines.iter().map(|line| format!("{}\n", line.text)).collect();
-        Ok(lacuna_format::write_whole(&self.path, text.as_bytes())?)
+        Ok(lacuna_format::write_whole(&self.path, self.text().as_bytes())?)
     }
 
     /// Adds a step.
@@ -87,9 +86,9 @@ impl Log {
         self.of(training).filter_map(|value| value["flipped"].as_f64()).sum()
     }
 
-    /// The file.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
+    /// All of it, as the file has it.
+    pub(super) fn text(&self) -> String {
+        self.lines.iter().map(|line| format!("{}\n", line.text)).collect()
     }
 }
 
