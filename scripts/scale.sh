@@ -8,7 +8,7 @@ cargo build --release --quiet --package lacuna --package xtask
 lacuna=target/release/lacuna
 mkdir -p "$dir"
 [ -d "$dir/dense" ] || target/release/xtask synth --like llama-2-7b --output "$dir/dense" 2> /dev/null
-prune=("$lacuna" prune "$dir/dense" --pattern 64:2:8 --recipe magnitude --selection exact --quiet)
+prune=("$lacuna" prune "$dir/dense" --pattern 64:2:8 --recipe magnitude --quiet)
 rm -rf "$dir"/whole* "$dir"/killed*
 
 echo "reading all shards and writing as many bytes as the result has, by cp and cat:"

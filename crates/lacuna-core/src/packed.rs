@@ -32,7 +32,9 @@ impl Packed {
         let mut kept = Vec::with_capacity(grid.rows() * grid.kept_per_row());
         for row in 0..grid.rows() {
             let source = weight.row(row_order.as_ref().map_or(row, |order| order.as_slice()[row] as usize));
-            kept.extend(mask.kept(row).flatten().map(|c| source.get(c).copied().unwrap_or(0.0)));
+            for columns in mask.kept(row) {
+                kept.extend(columns.map(|c| source.get(c).copied().unwrap_or(0.0)));
+            }
         }
         Self::from_parts(mask, Values::round(kept, grid.kept_per_row(), values.into())?, row_order)
     }

@@ -79,9 +79,9 @@ pub(crate) fn decode_codes(int: IntType, bytes: &[u8]) -> Vec<i8> {
 /// The tensor type and little-endian bytes of values; of integers the codes alone.
 pub(crate) fn encode_values(values: &Values) -> (TensorDtype, Vec<u8>) {
     match values {
-        Values::F32(v) => (TensorDtype::F32, v.iter().flat_map(|x| x.to_le_bytes()).collect()),
-        Values::F16(v) => (TensorDtype::F16, v.iter().flat_map(|x| x.to_le_bytes()).collect()),
-        Values::Bf16(v) => (TensorDtype::BF16, v.iter().flat_map(|x| x.to_le_bytes()).collect()),
+        Values::F32(v) => (TensorDtype::F32, to_bytes(v, |x| x.to_le_bytes())),
+        Values::F16(v) => (TensorDtype::F16, to_bytes(v, |x| x.to_le_bytes())),
+        Values::Bf16(v) => (TensorDtype::BF16, to_bytes(v, |x| x.to_le_bytes())),
         Values::Quantized(v) => match v.int() {
             IntType::Int8 => (TensorDtype::I8, v.codes().iter().map(|code| code.cast_unsigned()).collect()),
             // Rows hold pairs, so no row ends within a byte.
@@ -91,4 +91,13 @@ pub(crate) fn encode_values(values: &Values) -> (TensorDtype, Vec<u8>) {
             }
         },
     }
+}
+
+/// The bytes of all values, written in place: an iterator over bytes takes them one at a time.
+fn to_bytes<T: Copy, const N: usize>(values: &[T], bytes_of: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    let mut bytes = vec![0; values.len() * N];
+    for (bytes, &value) in bytes.as_chunks_mut::<N>().0.iter_mut().zip(values) {
+        *bytes = bytes_of(value);
+    }
+    bytes
 }

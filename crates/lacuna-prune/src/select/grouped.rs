@@ -1,8 +1,10 @@
 //! The selections that look at one `V × M` block at a time: each group has its own M columns.
 
-use lacuna_core::{Error, GROUP_COLUMNS, Grid, Mask, Pair, Pattern, Result, Scores};
+use std::ops::Range;
 
-use super::{dispatch, exact, exhaustive, paper};
+use lacuna_core::{Error, GROUP_COLUMNS, Grid, Mask, Pattern, Result, Scores};
+
+use super::{dispatch, exact, exhaustive, of_columns, paper};
 
 /// How the 4 columns of a block are chosen.
 #[derive(Clone, Copy)]
@@ -19,11 +21,11 @@ pub(super) fn select(by: By, name: &'static str, scores: &Scores, pattern: Patte
         return Err(Error::NoWindow { selection: name, pattern: pattern.to_string() });
     }
     let grid = pattern.grid(scores.matrix().rows(), scores.matrix().cols())?;
-    let (columns, pairs) = dispatch(Choice { by, scores, grid: &grid });
-    Mask::new(grid, columns, pairs)
+    let columns = dispatch(Choice { by, scores, grid: &grid });
+    of_columns(scores, grid, columns)
 }
 
-/// The choice of a mask, compiled for each instruction set that `pulp` dispatches to, with all that is inlined into it.
+/// The choice of columns, compiled for each instruction set that `pulp` dispatches to, with all that is inlined into it.
 struct Choice<'a> {
     by: By,
     scores: &'a Scores,
@@ -31,96 +33,108 @@ struct Choice<'a> {
 }
 
 impl pulp::WithSimd for Choice<'_> {
-    /// columns of all blocks and pairs of all rows
-    type Output = (Vec<[u32; GROUP_COLUMNS]>, Vec<Pair>);
+    /// columns of all blocks
+    type Output = Vec<[u32; GROUP_COLUMNS]>;
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, simd: S) -> Self::Output {
-        let (grid, groups) = (self.grid, self.grid.groups());
-        let mut block = Block::default();
+        let (grid, m) = (self.grid, self.grid.pattern().m());
+        let mut panel = Panel::default();
         let mut search = exact::Search::default();
-        let mut answers = [None; TILE];
-        let mut columns = Vec::with_capacity(grid.row_blocks() * groups);
-        let mut column_pairs = vec![];
-        let mut pairs = vec![Pair::FIRST; grid.rows() * groups];
-        for i in 0..grid.row_blocks() * groups {
-            block.load(self.scores, grid, i);
-            let chosen = match self.by {
-                By::Norm => paper::choose(&block),
-                By::Sum => {
-                    let group = i % groups;
-                    if group % TILE == 0 {
-                        answers = self.ahead(i / groups, group);
-                    }
-                    answers[group % TILE].unwrap_or_else(|| search.choose(simd, &block))
+        let mut columns = Vec::with_capacity(grid.row_blocks() * grid.groups());
+        for row_block in 0..grid.row_blocks() {
+            for first in (0..grid.groups()).step_by((PANEL / m).max(1)) {
+                let groups = first..grid.groups().min(first + (PANEL / m).max(1));
+                // Where every column is kept there is nothing to look at.
+                if m > GROUP_COLUMNS {
+                    panel.load(self.scores, grid, row_block, groups.clone());
                 }
-            };
-            let start = grid.group_range(i % groups).start as u32;
-            columns.push(chosen.map(|c| start + c as u32));
-            let [a, b, c, d] = chosen.map(|c| block.column(c));
-            column_pairs.resize(block.stride, Pair::FIRST);
-            let first = grid.block_rows(i / groups).start * groups + i % groups;
-            for ((((pair, &a), &b), &c), &d) in column_pairs.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-                *pair = Pair::top_two([a, b, c, d]);
-            }
-            for (pair, &top) in pairs[first..].iter_mut().step_by(groups).zip(&column_pairs[..block.height]) {
-                *pair = top;
+                for group in groups {
+                    // Branches, not closures, which would be compiled for no instruction set in particular.
+                    let chosen = if m == GROUP_COLUMNS {
+                        [0, 1, 2, 3]
+                    } else {
+                        let block = panel.block(group - first, m);
+                        let answer = match self.by {
+                            By::Norm => Some(paper::choose(&block)),
+                            By::Sum if m == exhaustive::WIDTH => exhaustive::choose(simd, &block),
+                            By::Sum => None,
+                        };
+                        match answer {
+                            Some(answer) => answer,
+                            None => search.choose(simd, &block),
+                        }
+                    };
+                    columns.push(chosen.map(|c| (group * m + c) as u32));
+                }
             }
         }
-        (columns, pairs)
+        columns
     }
 }
 
-impl Choice<'_> {
-    /// The columns of the next [`TILE`] blocks, as far as they can be told without a search.
-    #[inline(always)]
-    fn ahead(&self, row_block: usize, group: usize) -> [Option<[usize; GROUP_COLUMNS]>; TILE] {
-        let (cols, start) = (self.grid.cols(), group * self.grid.pattern().m());
-        match self.grid.pattern().m() {
-            GROUP_COLUMNS => [Some([0, 1, 2, 3]); TILE],
-            TILE if start + TILE * TILE <= cols => {
-                let rows = self.grid.block_rows(row_block);
-                exhaustive::choose(&self.scores.matrix().data()[rows.start * cols + start..], cols, rows.len())
-            }
-            _ => [None; TILE],
-        }
-    }
-}
+/// Columns of a panel: some cache lines of each row, and with all rows of a block no more than a cache of the first level
+/// holds.
+const PANEL: usize = 64;
 
 /// Columns of a block take a whole number of this many scores: of vectors, for every width there is.
 const VECTOR: usize = 16;
 
 /// Scores of one `V × M` block, column by column, so that the methods run down contiguous columns.
-#[derive(Default)]
-pub(super) struct Block {
+#[derive(Clone, Copy)]
+pub(super) struct Block<'a> {
     /// rows of the block
     pub(super) height: usize,
     /// scores of a column; those that fill up the last vector are 0
     pub(super) stride: usize,
     /// `[columns, stride]`; columns of padding score -1, less than any real one
+    scores: &'a [f32],
+}
+
+impl Block<'_> {
+    pub(super) fn columns(&self) -> usize {
+        self.scores.len() / self.stride
+    }
+
+    #[inline(always)]
+    pub(super) fn column(&self, c: usize) -> &[f32] {
+        &self.scores[c * self.stride..(c + 1) * self.stride]
+    }
+}
+
+/// Scores of blocks side by side, column by column.
+#[derive(Default)]
+struct Panel {
+    height: usize,
+    stride: usize,
+    /// columns that are not padding
+    real: usize,
     scores: Vec<f32>,
 }
 
-impl Block {
-    /// Takes block `i`, counted along the groups of a row block.
+impl Panel {
+    /// Takes some groups of a row block.
     #[inline(always)]
-    fn load(&mut self, scores: &Scores, grid: &Grid, i: usize) {
-        let (rows, cols) = (grid.block_rows(i / grid.groups()), grid.group_range(i % grid.groups()));
-        let real = cols.start..cols.end.min(grid.cols());
-        self.height = rows.len();
-        self.stride = rows.len().next_multiple_of(VECTOR);
-        self.scores.clear();
-        self.scores.resize(self.stride * real.len(), 0.0);
-        self.scores.resize(self.stride * cols.len(), -1.0);
-        let (stride, width) = (self.stride, grid.cols());
+    fn load(&mut self, scores: &Scores, grid: &Grid, row_block: usize, groups: Range<usize>) {
+        let (rows, m, width) = (grid.block_rows(row_block), grid.pattern().m(), grid.cols());
+        let (start, end) = (groups.start * m, groups.end * m);
+        let real = end.min(width) - start;
+        let stride = rows.len().next_multiple_of(VECTOR);
+        // What fills up vectors and stands for padding stays from panel to panel of the same shape.
+        if (self.height, self.stride, self.real, self.scores.len()) != (rows.len(), stride, real, stride * (end - start)) {
+            (self.height, self.stride, self.real) = (rows.len(), stride, real);
+            self.scores.clear();
+            self.scores.resize(stride * real, 0.0);
+            self.scores.resize(stride * (end - start), -1.0);
+        }
         let mut tile = [[0.0; TILE]; TILE];
         for top in (0..self.height).step_by(TILE) {
             let tall = TILE.min(self.height - top);
             let source = &scores.matrix().data()[(rows.start + top) * width..];
-            for c in (0..real.len()).step_by(TILE) {
-                let cols = TILE.min(real.len() - c);
+            for c in (0..real).step_by(TILE) {
+                let cols = TILE.min(real - c);
                 for (r, row) in tile[..tall].iter_mut().enumerate() {
-                    let source = &source[r * width + real.start + c..];
+                    let source = &source[r * width + start + c..];
                     // A copy of known length is one instruction.
                     if cols == TILE {
                         row.copy_from_slice(&source[..TILE]);
@@ -141,23 +155,21 @@ impl Block {
         }
     }
 
-    pub(super) fn columns(&self) -> usize {
-        self.scores.len() / self.stride
-    }
-
+    /// One of them, `m` columns wide.
     #[inline(always)]
-    pub(super) fn column(&self, c: usize) -> &[f32] {
-        &self.scores[c * self.stride..(c + 1) * self.stride]
+    fn block(&self, i: usize, m: usize) -> Block<'_> {
+        let scores = &self.scores[i * m * self.stride..(i + 1) * m * self.stride];
+        Block { height: self.height, stride: self.stride, scores }
     }
 }
 
 /// Rows and columns that are turned at once: as many as the registers of 256 bits hold of either.
-pub(super) const TILE: usize = 8;
+const TILE: usize = 8;
 
 /// Column by column what was row by row: halves, pairs and single values change places. Written out, because only such
 /// steps become shuffles of vectors.
 #[inline(always)]
-pub(super) fn transposed(mut rows: [[f32; TILE]; TILE]) -> [[f32; TILE]; TILE] {
+fn transposed(mut rows: [[f32; TILE]; TILE]) -> [[f32; TILE]; TILE] {
     for i in 0..4 {
         let (a, b) = (rows[i], rows[i + 4]);
         rows[i] = [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3]];

@@ -101,19 +101,57 @@ pub(crate) fn same_columns(scores: &Scores, mask: &Mask) -> Result<Mask> {
 
 /// The mask of some columns, `[row_blocks, G]`, that keeps the best two of each row and group.
 pub(crate) fn of_columns(scores: &Scores, grid: Grid, columns: Vec<[u32; GROUP_COLUMNS]>) -> Result<Mask> {
-    let matrix = scores.matrix();
-    let blocks = columns.par_chunks_exact(grid.groups()).enumerate().map(|(block, groups)| {
-        let of_row = |row: usize| {
-            let row = matrix.row(row);
-            // Padding scores less than any real column.
-            let score = move |c: u32| row.get(c as usize).copied().unwrap_or(-1.0);
-            groups.iter().map(move |four| Pair::top_two(four.map(score)))
-        };
-        grid.block_rows(block).flat_map(of_row).collect::<Vec<Pair>>()
+    let mut pairs = vec![Pair::FIRST; grid.rows() * grid.groups()];
+    let blocks = pairs.par_chunks_mut(grid.pattern().v() * grid.groups()).zip(columns.par_chunks_exact(grid.groups()));
+    blocks.enumerate().for_each(|(block, (pairs, columns))| {
+        let first = grid.block_rows(block).start;
+        pulp::Arch::new().dispatch(Pairs { scores, first, columns, pairs });
     });
-    let pairs = blocks.collect::<Vec<_>>().concat();
     Mask::new(grid, columns, pairs)
 }
+
+/// The best two of each row of a row block and each of its groups.
+struct Pairs<'a> {
+    scores: &'a Scores,
+    /// row of the matrix
+    first: usize,
+    /// `[G]`
+    columns: &'a [[u32; GROUP_COLUMNS]],
+    /// `[rows, G]`
+    pairs: &'a mut [Pair],
+}
+
+impl pulp::WithSimd for Pairs<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _: S) {
+        for (row, pairs) in self.pairs.chunks_exact_mut(self.columns.len()).enumerate() {
+            let scores = self.scores.matrix().row(self.first + row);
+            // Values are fetched one by one, then compared in vectors.
+            for (pairs, columns) in pairs.chunks_mut(FETCHED).zip(self.columns.chunks(FETCHED)) {
+                let mut fetched = [[0.0; FETCHED]; GROUP_COLUMNS];
+                let [a, b, c, d] = &mut fetched;
+                for (i, four) in columns.iter().enumerate() {
+                    // Padding scores less than any real column.
+                    let mut score = [-1.0; GROUP_COLUMNS];
+                    for (score, &c) in score.iter_mut().zip(four) {
+                        if let Some(&real) = scores.get(c as usize) {
+                            *score = real;
+                        }
+                    }
+                    [a[i], b[i], c[i], d[i]] = score;
+                }
+                for ((((pair, &a), &b), &c), &d) in pairs.iter_mut().zip(&*a).zip(&*b).zip(&*c).zip(&*d) {
+                    *pair = Pair::top_two([a, b, c, d]);
+                }
+            }
+        }
+    }
+}
+
+/// Groups whose values are compared together.
+const FETCHED: usize = 64;
 
 /// Runs a choice on vectors of at most 256 bits: blocks are a few vectors high, and summing up the lanes of longer ones
 /// costs more than there is to gain (a prune with AVX-512 took a third longer).
