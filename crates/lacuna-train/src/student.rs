@@ -251,7 +251,6 @@ impl Student {
             let input = if layer == 0 { x.clone() } else { Var::from_tensor(x)?.into_inner() };
             self.graph(layer, &batch.lengths, input, rule)
         };
-        let mut losses = Losses::default();
         let mut x = self.stream(&batch.hidden)?;
         let (mut inputs, mut graphs) = (vec![], vec![]);
         for layer in 0..layers {
@@ -264,7 +263,7 @@ impl Student {
                 graphs.push(graph);
             }
         }
-        let mut dx = self.ending.lose(loss, batch, &x, answers, &mut losses)?;
+        let (mut losses, mut dx) = self.ending.lose(loss, batch, &x, answers)?;
         let mut gradients = Tensors::new();
         let share = batch.lengths.iter().sum::<usize>() as f64 / tokens as f64;
         for layer in (0..layers).rev() {
