@@ -1,5 +1,7 @@
 //! What comes behind the last block, frozen: answers and the gradient of what they lost.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Tensor, Var};
 use lacuna_format::Checkpoint;
 use lacuna_model::{Config, PoolingKind};
@@ -96,7 +98,7 @@ impl Ending {
         for first in (0..tokens).step_by(held) {
             let count = held.min(tokens - first);
             let logits = linear(&normed.narrow(0, first, count)?.detach(), &head.weight)?;
-            let teacher = batch.teacher_logits(first..first + count);
+            let teacher = asked.teacher(first..first + count);
             let targets = batch.targets.get(first..first + count);
             let gradient = asked.of_rows(&logits, teacher.as_deref(), targets)?;
             // dx = dz·W
@@ -118,7 +120,7 @@ impl Ending {
         }
         let shares = Tensor::from_vec(shares, (batch.lengths.len(), tokens), stream.device())?;
         // shares·stream, so that the stream is what gets a gradient
-        Ok(linear(&shares, &stream.t()?.contiguous()?)?)
+        Ok(linear(&shares, &stream.t()?)?)
     }
 
     fn classes(&self, asked: &mut Asked, stream: &Var) -> Result<Tensor> {
@@ -136,7 +138,7 @@ impl Ending {
             return Err(Error::Settings("this model has no classifier to train by".to_owned()));
         };
         let logits = (sum * (self.heads.len() as f64).recip())?;
-        let teacher = batch.teacher_logits(0..batch.lengths.len());
+        let teacher = asked.teacher(0..batch.lengths.len());
         let gradient = asked.of_rows(&logits.detach(), teacher.as_deref(), Some(&batch.targets))?;
         pull_back(&logits, &gradient, stream)
     }
@@ -144,7 +146,7 @@ impl Ending {
     fn vectors(&self, asked: &mut Asked, stream: &Var) -> Result<Tensor> {
         let batch = asked.batch;
         let Config::Text(config) = &self.config else { unreachable!("vectors are a text encoder's") };
-        let Some(teacher) = batch.teacher_logits(0..batch.lengths.len()).filter(|_| asked.loss.cosine != 0.0) else {
+        let Some(teacher) = asked.teacher(0..batch.lengths.len()) else {
             return Ok(stream.zeros_like()?);
         };
         let pooled = Self::picked(stream, batch, |i, len| match config.pooling.kind {
@@ -173,6 +175,11 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
+    /// The dense model's logits or vectors of some answers, if they are looked at.
+    fn teacher(&self, answers: Range<usize>) -> Option<Vec<f32>> {
+        if self.loss.needs_answers() { self.batch.teacher_logits(answers) } else { None }
+    }
+
     /// Adds what rows of logits lost, and gives their gradients.
     fn of_rows(&mut self, logits: &Tensor, teacher: Option<&[f32]>, targets: Option<&[u32]>) -> Result<Tensor> {
         let classes = logits.dim(1)?;
