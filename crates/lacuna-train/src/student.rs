@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use candle_core::{DType, Device, Tensor, Var};
 use lacuna_core::Matrix;
 use lacuna_format::Checkpoint;
-use lacuna_model::{Config, LinearSpec};
+use lacuna_model::Config;
 use rayon::prelude::*;
 
-use crate::block::{Block, Weights, adapter_names};
+use crate::block::{Block, Watch, Weights, adapter_names};
 use crate::drawn::{Draw, logits_name};
 use crate::ending::Ending;
 use crate::layer::{Layer, Rule, tensor};
@@ -46,9 +46,6 @@ struct Graph {
     wanted: BTreeSet<String>,
     output: Tensor,
 }
-
-/// Whoever wants to see inputs of linear layers, `[T, K]`.
-pub(crate) type Watch<'a> = dyn Fn(&LinearSpec, &Tensor) -> Result<()> + Sync + 'a;
 
 impl Student {
     /// A model whose tensors are all frozen: the blocks of the checkpoint, pruned weights as `latent` has them.
@@ -202,7 +199,7 @@ impl Student {
     ) -> Result<Tensor> {
         let config = self.config.blocks();
         let sequences = Sequences::new(config, layer, lengths);
-        Block { config, layer, weights, sequences: &sequences }.forward(x, &mut |spec, x| watch(spec, x))
+        Block { config, layer, weights, sequences: &sequences }.forward(x, watch)
     }
 
     /// Runs a block without a graph.
