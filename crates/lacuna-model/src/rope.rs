@@ -1,6 +1,7 @@
 //! Rotary position embedding (Su et al., arXiv 2104.09864) in the half-split order of Hugging Face checkpoints: feature
 //! `i` of a head turns with feature `i + D/2`. Scaling: none, linear, and LLaMA 3's by wavelength.
 
+use lacuna_core::Matrix;
 use serde_json::Value;
 
 /// How positions become angles.
@@ -91,12 +92,11 @@ impl RopeConfig {
 
     /// Angles of the tokens of a batch.
     pub(crate) fn angles(&self, head_dim: usize, positions: &[usize]) -> Angles {
-        let frequencies = self.frequencies(head_dim);
-        let angle = |f: fn(f32) -> f32| {
-            let values = frequencies.iter().flat_map(|&freq| positions.iter().map(move |&p| f(p as f32 * freq)));
-            values.collect()
-        };
-        Angles { cos: angle(f32::cos), sin: angle(f32::sin) }
+        let [cos, sin] = self.cosines_and_sines(head_dim, positions).map(|values| {
+            let by_token = Matrix::new(positions.len(), head_dim / 2, values).expect("a value a position and pair");
+            by_token.transposed().into_data()
+        });
+        Angles { cos, sin }
     }
 }
 

@@ -27,7 +27,7 @@ pub(crate) fn adapter_names(layer: &str) -> [String; 2] {
 }
 
 /// Is shown the input `[T, K]` of each linear layer.
-pub(crate) type Observer<'a> = dyn FnMut(&LinearSpec, &Tensor) -> Result<()> + 'a;
+pub(crate) type Watch<'a> = dyn Fn(&LinearSpec, &Tensor) -> Result<()> + Sync + 'a;
 
 /// A block that runs.
 pub(crate) struct Block<'a> {
@@ -39,9 +39,9 @@ pub(crate) struct Block<'a> {
 
 impl Block<'_> {
     /// `[T, H]` behind the block from `[T, H]` before it.
-    pub(crate) fn forward(&self, x: &Tensor, observe: &mut Observer) -> Result<Tensor> {
-        let x = self.sublayer(x, 0, |x| self.attention(x, observe))?;
-        self.sublayer(&x, 1, |x| self.mlp(x, observe))
+    pub(crate) fn forward(&self, x: &Tensor, watch: &Watch) -> Result<Tensor> {
+        let x = self.sublayer(x, 0, |x| self.attention(x, watch))?;
+        self.sublayer(&x, 1, |x| self.mlp(x, watch))
     }
 
     /// A sublayer with its norm and the residual stream around it.
@@ -54,10 +54,10 @@ impl Block<'_> {
         })
     }
 
-    fn attention(&self, x: &Tensor, observe: &mut Observer) -> Result<Tensor> {
+    fn attention(&self, x: &Tensor, watch: &Watch) -> Result<Tensor> {
         let BlockLinears { qkv, o, .. } = self.config.block_linears(self.layer);
         let (queries, keys) = (self.config.heads * self.config.head_dim, self.config.kv_heads * self.config.head_dim);
-        let mut project = |spec: &LinearSpec, x: &Tensor| self.project(spec, x, observe);
+        let project = |spec: &LinearSpec, x: &Tensor| self.project(spec, x, watch);
         let [q, k, v] = match &qkv {
             Qkv::Apart([q, k, v]) => [project(q, x)?, project(k, x)?, project(v, x)?],
             Qkv::Together(all) => {
@@ -69,9 +69,9 @@ impl Block<'_> {
         project(&o, &attend(&q, &k, &v, self.sequences)?)
     }
 
-    fn mlp(&self, x: &Tensor, observe: &mut Observer) -> Result<Tensor> {
+    fn mlp(&self, x: &Tensor, watch: &Watch) -> Result<Tensor> {
         let BlockLinears { gate, up, down, .. } = self.config.block_linears(self.layer);
-        let mut project = |spec: &LinearSpec, x: &Tensor| self.project(spec, x, observe);
+        let project = |spec: &LinearSpec, x: &Tensor| self.project(spec, x, watch);
         let inner = match &gate {
             Some(gate) => gate_by(&project(gate, x)?, &project(&up, x)?, self.config.activation)?,
             None => activate(&project(&up, x)?, self.config.activation)?,
@@ -79,8 +79,8 @@ impl Block<'_> {
         project(&down, &inner)
     }
 
-    fn project(&self, spec: &LinearSpec, x: &Tensor, observe: &mut Observer) -> Result<Tensor> {
-        observe(spec, x)?;
+    fn project(&self, spec: &LinearSpec, x: &Tensor, watch: &Watch) -> Result<Tensor> {
+        watch(spec, x)?;
         let mut y = linear(x, self.weights.get(&spec.weight())?)?;
         if spec.bias {
             y = y.broadcast_add(self.weights.get(&spec.bias_name())?)?;

@@ -1,5 +1,7 @@
 //! What comes behind the last block, frozen: answers and the gradient of what they lost.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Tensor, Var};
 use lacuna_format::Checkpoint;
 use lacuna_model::{Config, PoolingKind};
@@ -61,24 +63,22 @@ impl Ending {
         Ok(Self { config: config.clone(), weights, norm, heads })
     }
 
-    /// Adds what the answers to a batch lost, and gives the gradient of the stream `hidden[T, H]`. `answers` are all that the
-    /// step has.
+    /// What the answers to a batch lost, as its share of a step with so many, and the gradient of the stream `hidden[T, H]`.
     pub(crate) fn lose(
         &self,
         loss: &Loss,
         batch: &MicroBatch,
         hidden: &Tensor,
         answers: usize,
-        losses: &mut Losses,
-    ) -> Result<Tensor> {
-        let dtype = hidden.dtype();
+    ) -> Result<(Losses, Tensor)> {
+        let mut asked = Asked { loss, batch, share: (answers as f64).recip(), losses: Losses::default() };
         let stream = Var::from_tensor(&hidden.to_dtype(DType::F32)?)?;
         let gradient = match &self.config {
-            Config::Decoder(_) => self.next_tokens(loss, batch, &stream, answers, losses)?,
-            Config::Vision(_) => self.classes(loss, batch, &stream, answers, losses)?,
-            Config::Text(_) => self.vectors(loss, batch, &stream, answers, losses)?,
+            Config::Decoder(_) => self.next_tokens(&mut asked, &stream)?,
+            Config::Vision(_) => self.classes(&mut asked, &stream)?,
+            Config::Text(_) => self.vectors(&mut asked, &stream)?,
         };
-        Ok(gradient.to_dtype(dtype)?)
+        Ok((asked.losses, gradient.to_dtype(hidden.dtype())?))
     }
 
     fn normed(&self, x: &Tensor) -> Result<Tensor> {
@@ -88,14 +88,8 @@ impl Ending {
         }
     }
 
-    fn next_tokens(
-        &self,
-        loss: &Loss,
-        batch: &MicroBatch,
-        stream: &Var,
-        answers: usize,
-        losses: &mut Losses,
-    ) -> Result<Tensor> {
+    fn next_tokens(&self, asked: &mut Asked, stream: &Var) -> Result<Tensor> {
+        let batch = asked.batch;
         let normed = self.normed(stream)?;
         let head = &self.heads[0];
         let (tokens, vocab) = (normed.dim(0)?, head.weight.dim(0)?);
@@ -104,9 +98,9 @@ impl Ending {
         for first in (0..tokens).step_by(held) {
             let count = held.min(tokens - first);
             let logits = linear(&normed.narrow(0, first, count)?.detach(), &head.weight)?;
-            let teacher = batch.teacher_logits(first..first + count);
+            let teacher = asked.teacher(first..first + count);
             let targets = batch.targets.get(first..first + count);
-            let gradient = of_rows(loss, &logits, teacher.as_deref(), targets, (answers as f64).recip(), losses)?;
+            let gradient = asked.of_rows(&logits, teacher.as_deref(), targets)?;
             // dx = dz·W
             gradients.push(linear(&gradient, &head.weight.t()?)?);
         }
@@ -126,17 +120,11 @@ impl Ending {
         }
         let shares = Tensor::from_vec(shares, (batch.lengths.len(), tokens), stream.device())?;
         // shares·stream, so that the stream is what gets a gradient
-        Ok(linear(&shares, &stream.t()?.contiguous()?)?)
+        Ok(linear(&shares, &stream.t()?)?)
     }
 
-    fn classes(
-        &self,
-        loss: &Loss,
-        batch: &MicroBatch,
-        stream: &Var,
-        answers: usize,
-        losses: &mut Losses,
-    ) -> Result<Tensor> {
+    fn classes(&self, asked: &mut Asked, stream: &Var) -> Result<Tensor> {
+        let batch = asked.batch;
         let mut sum: Option<Tensor> = None;
         for (token, head) in self.heads.iter().enumerate() {
             let picked = Self::picked(stream, batch, |i, _| if i == token { 1.0 } else { 0.0 })?;
@@ -150,22 +138,15 @@ impl Ending {
             return Err(Error::Settings("this model has no classifier to train by".to_owned()));
         };
         let logits = (sum * (self.heads.len() as f64).recip())?;
-        let teacher = batch.teacher_logits(0..batch.lengths.len());
-        let share = (answers as f64).recip();
-        let gradient = of_rows(loss, &logits.detach(), teacher.as_deref(), Some(&batch.targets), share, losses)?;
+        let teacher = asked.teacher(0..batch.lengths.len());
+        let gradient = asked.of_rows(&logits.detach(), teacher.as_deref(), Some(&batch.targets))?;
         pull_back(&logits, &gradient, stream)
     }
 
-    fn vectors(
-        &self,
-        loss: &Loss,
-        batch: &MicroBatch,
-        stream: &Var,
-        answers: usize,
-        losses: &mut Losses,
-    ) -> Result<Tensor> {
+    fn vectors(&self, asked: &mut Asked, stream: &Var) -> Result<Tensor> {
+        let batch = asked.batch;
         let Config::Text(config) = &self.config else { unreachable!("vectors are a text encoder's") };
-        let Some(teacher) = batch.teacher_logits(0..batch.lengths.len()).filter(|_| loss.cosine != 0.0) else {
+        let Some(teacher) = asked.teacher(0..batch.lengths.len()) else {
             return Ok(stream.zeros_like()?);
         };
         let pooled = Self::picked(stream, batch, |i, len| match config.pooling.kind {
@@ -177,36 +158,43 @@ impl Ending {
         let products = (&pooled * &teacher)?.sum_keepdim(1)?;
         let cosines = products.div(&(length(&pooled)? * length(&teacher)?)?)?;
         let lost = (cosines.ones_like()? - cosines)?.sum_all()?;
-        let share = (answers as f64).recip();
-        let value = share * f64::from(lost.to_scalar::<f32>()?);
-        losses.cosine += value;
-        losses.total += loss.cosine * value;
-        let weight = Tensor::full((share * loss.cosine) as f32, (), stream.device())?;
+        let (weight, value) = (asked.loss.cosine, asked.share * f64::from(lost.to_scalar::<f32>()?));
+        asked.losses += Losses { cosine: value, total: weight * value, ..Losses::default() };
+        let weight = Tensor::full((asked.share * weight) as f32, (), stream.device())?;
         pull_back(&lost, &weight, stream)
     }
 }
 
-/// Losses and gradients of rows of logits.
-fn of_rows(
-    loss: &Loss,
-    logits: &Tensor,
-    teacher: Option<&[f32]>,
-    targets: Option<&[u32]>,
+/// What a batch is asked, and what its answers lost so far.
+struct Asked<'a> {
+    loss: &'a Loss,
+    batch: &'a MicroBatch,
+    /// of an answer in its step
     share: f64,
-    losses: &mut Losses,
-) -> Result<Tensor> {
-    let classes = logits.dim(1)?;
-    let mut rows = with_floats(&logits.to_device(&Device::Cpu)?, <[f32]>::to_vec)?;
-    for (i, row) in rows.chunks_exact_mut(classes).enumerate() {
-        let teacher = teacher.map(|teacher| &teacher[i * classes..(i + 1) * classes]);
-        let target = targets.and_then(|targets| targets.get(i)).copied().filter(|&target| target != NO_TARGET);
-        of_logits(loss, row, teacher, target, share, losses);
+    losses: Losses,
+}
+
+impl Asked<'_> {
+    /// The dense model's logits or vectors of some answers, if they are looked at.
+    fn teacher(&self, answers: Range<usize>) -> Option<Vec<f32>> {
+        if self.loss.needs_answers() { self.batch.teacher_logits(answers) } else { None }
     }
-    Ok(Tensor::from_vec(rows, logits.shape(), logits.device())?)
+
+    /// Adds what rows of logits lost, and gives their gradients.
+    fn of_rows(&mut self, logits: &Tensor, teacher: Option<&[f32]>, targets: Option<&[u32]>) -> Result<Tensor> {
+        let classes = logits.dim(1)?;
+        let mut rows = with_floats(&logits.to_device(&Device::Cpu)?, <[f32]>::to_vec)?;
+        for (i, row) in rows.chunks_exact_mut(classes).enumerate() {
+            let teacher = teacher.map(|teacher| &teacher[i * classes..(i + 1) * classes]);
+            let target = targets.and_then(|targets| targets.get(i)).copied().filter(|&target| target != NO_TARGET);
+            of_logits(self.loss, row, teacher, target, self.share, &mut self.losses);
+        }
+        Ok(Tensor::from_vec(rows, logits.shape(), logits.device())?)
+    }
 }
 
 /// The gradient of `x` where `y`, made of it, has the gradient `dy`.
-pub(crate) fn pull_back(y: &Tensor, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+fn pull_back(y: &Tensor, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
     let mut gradients = (y * dy)?.sum_all()?.backward()?;
     Ok(gradients.remove(x).map_or_else(|| x.zeros_like(), Ok)?)
 }

@@ -121,7 +121,13 @@ impl NullaryFnOnce for Softmax<'_> {
     #[inline(always)]
     fn call(self) -> f64 {
         let Self { z, rate } = self;
-        let max = z.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+        // In lanes as well: one after the other, each comparison would wait for the one before.
+        let larger = |a: f32, b: f32| if b > a { b } else { a };
+        let mut lanes = [f32::NEG_INFINITY; 16];
+        for chunk in z.chunks(16) {
+            lanes.iter_mut().zip(chunk).for_each(|(max, &v)| *max = larger(*max, v));
+        }
+        let max = lanes.into_iter().fold(f32::NEG_INFINITY, larger);
         let mut lanes = [0.0_f32; 16];
         for chunk in z.chunks_mut(16) {
             for (v, sum) in chunk.iter_mut().zip(&mut lanes) {

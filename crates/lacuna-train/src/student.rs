@@ -5,14 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use lacuna_core::Matrix;
 use lacuna_format::Checkpoint;
-use lacuna_model::{Config, LinearSpec};
+use lacuna_model::Config;
 use rayon::prelude::*;
 
-use crate::block::{Block, Weights, adapter_names};
+use crate::block::{Block, Watch, Weights, adapter_names};
 use crate::drawn::{Draw, logits_name};
 use crate::ending::Ending;
 use crate::layer::{Layer, Rule, tensor};
@@ -39,8 +38,14 @@ pub(crate) struct Student {
     ending: Ending,
 }
 
-/// Whoever wants to see inputs of linear layers, `[T, K]`.
-pub(crate) type Watch<'a> = dyn Fn(&LinearSpec, &Tensor) -> Result<()> + Sync + 'a;
+/// A block that ran.
+struct Graph {
+    input: Tensor,
+    weights: Weights,
+    /// names of the weights that want a gradient
+    wanted: BTreeSet<String>,
+    output: Tensor,
+}
 
 impl Student {
     /// A model whose tensors are all frozen: the blocks of the checkpoint, pruned weights as `latent` has them.
@@ -194,7 +199,33 @@ impl Student {
     ) -> Result<Tensor> {
         let config = self.config.blocks();
         let sequences = Sequences::new(config, layer, lengths);
-        Block { config, layer, weights, sequences: &sequences }.forward(x, &mut |spec, x| watch(spec, x))
+        Block { config, layer, weights, sequences: &sequences }.forward(x, watch)
+    }
+
+    /// Runs a block without a graph.
+    fn run(&self, layer: usize, lengths: &[usize], x: &Tensor, rule: &Rule, watch: &Watch) -> Result<Tensor> {
+        let Weights { tensors, adapter_scale } = self.block(layer, rule)?.0;
+        let tensors = tensors.into_iter().map(|(name, tensor)| (name, tensor.detach())).collect();
+        self.forward_block(layer, &Weights { tensors, adapter_scale }, lengths, x, watch)
+    }
+
+    /// Runs a block so that gradients find back through it.
+    fn graph(&self, layer: usize, lengths: &[usize], input: Tensor, rule: &Rule) -> Result<Graph> {
+        let (weights, wanted) = self.block(layer, rule)?;
+        let output = self.forward_block(layer, &weights, lengths, &input, &|_, _| Ok(()))?;
+        Ok(Graph { input, weights, wanted, output })
+    }
+
+    /// From the gradient of a block's output to those of the parameters, and of the input if it wants one.
+    fn back(&self, graph: Graph, dy: &Tensor, rule: &Rule) -> Result<(Tensors, Option<Tensor>)> {
+        let mut store = (&graph.output * dy)?.sum_all()?.backward()?;
+        let mut of_block = Tensors::new();
+        for name in graph.wanted {
+            if let Some(gradient) = store.remove(&graph.weights.tensors[&name]) {
+                of_block.insert(name, gradient.to_dtype(DType::F32)?);
+            }
+        }
+        Ok((self.parameter_gradients(of_block, rule)?, store.remove(&graph.input)))
     }
 
     /// The stream before the first block, `[T, H]`.
@@ -212,49 +243,42 @@ impl Student {
         tokens: usize,
     ) -> Result<(Losses, Tensors)> {
         let layers = self.config.blocks().layers;
-        let mut losses = Losses::default();
+        let graph = |layer: usize, x: &Tensor| -> Result<Graph> {
+            // Nothing before the first block is trained.
+            let input = if layer == 0 { x.clone() } else { Var::from_tensor(x)?.into_inner() };
+            self.graph(layer, &batch.lengths, input, rule)
+        };
         let mut x = self.stream(&batch.hidden)?;
         let (mut inputs, mut graphs) = (vec![], vec![]);
         for layer in 0..layers {
-            let (weights, wanted) = self.block(layer, rule)?;
             if self.recompute {
-                let weights = frozen(weights);
-                let y = self.forward_block(layer, &weights, &batch.lengths, &x, &|_, _| Ok(()))?;
+                let y = self.run(layer, &batch.lengths, &x, rule, &|_, _| Ok(()))?;
                 inputs.push(std::mem::replace(&mut x, y));
             } else {
-                let input = if layer == 0 { x.clone() } else { Var::from_tensor(&x)?.into_inner() };
-                let y = self.forward_block(layer, &weights, &batch.lengths, &input, &|_, _| Ok(()))?;
-                x = y.detach();
-                inputs.push(input);
-                graphs.push((weights, wanted, y));
+                let graph = graph(layer, &x)?;
+                x = graph.output.detach();
+                graphs.push(graph);
             }
         }
-        let mut dx = self.ending.lose(loss, batch, &x, answers, &mut losses)?;
+        let (mut losses, mut dx) = self.ending.lose(loss, batch, &x, answers)?;
         let mut gradients = Tensors::new();
         let share = batch.lengths.iter().sum::<usize>() as f64 / tokens as f64;
         for layer in (0..layers).rev() {
+            let graph = if self.recompute {
+                graph(layer, &inputs.pop().expect("an input a block"))?
+            } else {
+                graphs.pop().expect("a graph a block")
+            };
             if loss.squarehead != 0.0
                 && let Some(target) = batch.teacher_stream(layer, layers)
             {
-                let behind = inputs.get(layer + 1).unwrap_or(&x);
-                dx = add_square_head(behind, target, loss, share / layers as f64, &dx, &mut losses)?;
+                dx = add_square_head(&graph.output, target, loss, share / layers as f64, &dx, &mut losses)?;
             }
-            let (weights, wanted, y, input) = if self.recompute {
-                let (weights, wanted) = self.block(layer, rule)?;
-                let input = inputs[layer].clone();
-                let input = if layer == 0 { input } else { Var::from_tensor(&input)?.into_inner() };
-                let y = self.forward_block(layer, &weights, &batch.lengths, &input, &|_, _| Ok(()))?;
-                (weights, wanted, y, input)
-            } else {
-                let (weights, wanted, y) = graphs.pop().expect("a graph a block");
-                (weights, wanted, y, inputs[layer].clone())
-            };
-            let mut store = (&y * &dx)?.sum_all()?.backward()?;
-            if let Some(gradient) = store.remove(&input) {
-                dx = gradient;
+            let (of_block, of_input) = self.back(graph, &dx, rule)?;
+            gradients.extend(of_block);
+            if let Some(of_input) = of_input {
+                dx = of_input;
             }
-            let of_block = taken(&mut store, &weights, wanted)?;
-            gradients.extend(self.parameter_gradients(of_block, rule)?);
         }
         Ok((losses, gradients))
     }
@@ -294,29 +318,24 @@ impl Student {
     pub(crate) fn forward(&self, batch: &MicroBatch, rule: &Rule, watch: &Watch) -> Result<Tensor> {
         let mut x = self.stream(&batch.hidden)?;
         for layer in 0..self.config.blocks().layers {
-            let weights = frozen(self.block(layer, rule)?.0);
-            x = self.forward_block(layer, &weights, &batch.lengths, &x, watch)?;
+            x = self.run(layer, &batch.lengths, &x, rule, watch)?;
         }
         Ok(x)
     }
 
     /// What a block makes of its input, `[T, H]`, with each layer's input shown on the way.
     pub(crate) fn through_block(&self, layer: usize, part: &Part, rule: &Rule, watch: &Watch) -> Result<Tensor> {
-        let weights = frozen(self.block(layer, rule)?.0);
-        self.forward_block(layer, &weights, &part.lengths, &self.stream(&part.input)?, watch)
+        self.run(layer, &part.lengths, &self.stream(&part.input)?, rule, watch)
     }
 
     /// How far a block's outputs are from their targets, as SquareHead has it, the mean over some parts; and the gradients.
     pub(crate) fn block_step(&self, layer: usize, parts: &[&Part], rule: &Rule) -> Result<(f64, Tensors)> {
         let (loss, share) = (Loss { squarehead: 1.0, ..Loss::default() }, (parts.len() as f64).recip());
         let of_part = |part: &&Part| -> Result<(f64, Tensors)> {
-            let (weights, wanted) = self.block(layer, rule)?;
-            let input = self.stream(&part.input)?;
-            let y = self.forward_block(layer, &weights, &part.lengths, &input, &|_, _| Ok(()))?;
-            let mut losses = Losses::default();
-            let dy = add_square_head(&y, &part.target, &loss, share, &y.zeros_like()?.detach(), &mut losses)?;
-            let mut store = (&y * &dy)?.sum_all()?.backward()?;
-            Ok((losses.total, self.parameter_gradients(taken(&mut store, &weights, wanted)?, rule)?))
+            let graph = self.graph(layer, &part.lengths, self.stream(&part.input)?, rule)?;
+            let (nothing, mut losses) = (graph.output.zeros_like()?.detach(), Losses::default());
+            let dy = add_square_head(&graph.output, &part.target, &loss, share, &nothing, &mut losses)?;
+            Ok((losses.total, self.back(graph, &dy, rule)?.0))
         };
         let (mut lost, mut sum) = (0.0, Tensors::new());
         for part in parts.par_iter().map(of_part).collect::<Vec<_>>() {
@@ -337,17 +356,6 @@ pub(crate) struct Part {
     pub(crate) target: Matrix,
 }
 
-/// The gradients of a block's tensors that want one.
-fn taken(store: &mut GradStore, weights: &Weights, wanted: BTreeSet<String>) -> Result<Tensors> {
-    let mut of_block = Tensors::new();
-    for name in wanted {
-        if let Some(gradient) = store.remove(&weights.tensors[&name]) {
-            of_block.insert(name, gradient.to_dtype(DType::F32)?);
-        }
-    }
-    Ok(of_block)
-}
-
 /// Adds tensors to others by name.
 fn add(sum: &mut Tensors, more: Tensors) -> Result<()> {
     for (name, tensor) in more {
@@ -358,12 +366,6 @@ fn add(sum: &mut Tensors, more: Tensors) -> Result<()> {
         sum.insert(name, total);
     }
     Ok(())
-}
-
-/// The same tensors without gradients.
-fn frozen(weights: Weights) -> Weights {
-    let tensors = weights.tensors.into_iter().map(|(name, tensor)| (name, tensor.detach())).collect();
-    Weights { tensors, ..weights }
 }
 
 /// `dx` with the gradient of what a block's output is off its target, `[H, T]`.

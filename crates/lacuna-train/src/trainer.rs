@@ -11,14 +11,14 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::block::adapter_names;
+use crate::block::{Watch, adapter_names};
 use crate::drawn::{likeliest, logits_name, prior};
 use crate::layer::{Layer, Rule, matrix};
 use crate::loss::Losses;
 use crate::ops::with_floats;
 use crate::optimizer::{Moments, Tensors};
 use crate::recipe::{Masks, Recipe, Start, Trains};
-use crate::student::{Part, Student, Watch};
+use crate::student::{Part, Student};
 use crate::{Error, MicroBatch, Result};
 
 /// What a training is made of.

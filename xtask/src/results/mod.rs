@@ -153,7 +153,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                         break 'runs;
                     }
                     let key = json!({ "model": model.name, "row": row, "pattern": pattern, "seed": seed });
-                    if !lines(RECORD)?.iter().any(|line| same_run(line, &key)) {
+                    if !is_known(RECORD, &key)? {
                         let started = Instant::now();
                         let line = measure(&shared, model, (row, flags), pattern, seed)?;
                         eprintln!("{:.0} s", started.elapsed().as_secs_f64());
@@ -182,8 +182,10 @@ fn note(record: &str, line: &Value) -> Result<()> {
     writeln!(file, "{line}").with_context(|| path.display().to_string())
 }
 
-fn same_run(line: &Value, key: &Value) -> bool {
-    ["model", "row", "pattern", "seed"].iter().all(|field| line[field] == key[field])
+/// Whether a record has a run that is all that the key says.
+fn is_known(record: &str, key: &Value) -> Result<bool> {
+    let key = key.as_object().context("a key is an object")?;
+    Ok(lines(record)?.iter().any(|line| key.iter().all(|(field, value)| line[field] == *value)))
 }
 
 fn lines(path: &str) -> Result<Vec<Value>> {
@@ -194,8 +196,7 @@ fn lines(path: &str) -> Result<Vec<Value>> {
 
 /// Prunes and evaluates.
 fn measure(shared: &Path, model: &Model, (row, flags): (&str, &[&str]), pattern: &str, seed: u64) -> Result<Value> {
-    let work = root().join("target/results");
-    std::fs::create_dir_all(&work)?;
+    let work = work()?;
     let (source, output, plan) = (shared.join("models").join(model.name), work.join("model"), work.join("plan.json"));
     let data = |name: &str| shared.join("data").join(name).display().to_string();
     let seed_text = seed.to_string();
@@ -232,14 +233,25 @@ fn evaluate(shared: &Path, model: &Model, checkpoint: &PathBuf) -> Result<Value>
     answer(lacuna("eval", &[checkpoint]).arg("--data").arg(data).args(model.evaluation_flags))
 }
 
-/// What the dense model comes to, measured once.
+/// What the dense model comes to.
 fn dense(shared: &Path, model: &Model) -> Result<Value> {
-    let path = root().join(format!("target/results/{}.json", model.name));
+    evaluate_once(shared, model, &shared.join("models").join(model.name), model.name)
+}
+
+/// What a checkpoint that stays as it is comes to: measured once, then found by its name.
+fn evaluate_once(shared: &Path, model: &Model, checkpoint: &PathBuf, name: &str) -> Result<Value> {
+    let path = work()?.join(format!("{name}.json"));
     if !path.exists() {
-        let found = evaluate(shared, model, &shared.join("models").join(model.name))?;
-        std::fs::write(&path, found.to_string())?;
+        std::fs::write(&path, evaluate(shared, model, checkpoint)?.to_string())?;
     }
     Ok(serde_json::from_str(&std::fs::read_to_string(&path)?)?)
+}
+
+/// Where checkpoints and evaluations are kept between runs.
+fn work() -> Result<PathBuf> {
+    let work = root().join("target/results");
+    std::fs::create_dir_all(&work)?;
+    Ok(work)
 }
 
 fn number(value: &Value, field: &str) -> Result<f64> {

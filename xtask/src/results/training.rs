@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::{MODELS, Model, answer, dense, evaluate, lacuna, lines, note};
+use super::{MODELS, Model, answer, dense, evaluate, evaluate_once, is_known, lacuna, note, work};
 use crate::root;
 
 /// Where runs are recorded.
@@ -121,7 +121,7 @@ pub(super) fn run(until: Instant, row: Option<&str>, pattern: Option<&str>) -> R
     for wanted in PATTERNS.iter().filter(|name| pattern.is_none_or(|only| only == **name)) {
         for row in ROWS.iter().filter(|known| row.is_none_or(|only| only == known.name)) {
             let key = json!({ "model": MODEL, "row": row.name, "pattern": wanted, "steps": STEPS });
-            if !row.patterns.contains(wanted) || is_known(&key)? {
+            if !row.patterns.contains(wanted) || is_known(RECORD, &key)? {
                 continue;
             }
             if Instant::now() > until {
@@ -134,7 +134,7 @@ pub(super) fn run(until: Instant, row: Option<&str>, pattern: Option<&str>) -> R
     for long in LONG.iter().filter(|long| pattern.is_none_or(|only| only == long.pattern)) {
         let Long { model, pattern, method, steps, flags, .. } = long;
         let key = json!({ "model": model, "row": LONGEST, "pattern": pattern, "steps": steps });
-        if row.is_some_and(|only| only != LONGEST) || is_known(&key)? {
+        if row.is_some_and(|only| only != LONGEST) || is_known(RECORD, &key)? {
             continue;
         }
         if Instant::now() > until {
@@ -147,11 +147,6 @@ pub(super) fn run(until: Instant, row: Option<&str>, pattern: Option<&str>) -> R
 
 /// What the runs of [`LONG`] are called in the record.
 pub(super) const LONGEST: &str = "long";
-
-fn is_known(key: &Value) -> Result<bool> {
-    let same = |line: &Value| ["model", "row", "pattern", "steps"].iter().all(|field| line[field] == key[field]);
-    Ok(lines(RECORD)?.iter().any(same))
-}
 
 /// A built-in recipe with other settings, as a file.
 fn changed_recipe(row: &Row) -> Result<PathBuf> {
@@ -166,41 +161,34 @@ fn changed_recipe(row: &Row) -> Result<PathBuf> {
     Ok(recipe)
 }
 
-fn work() -> Result<PathBuf> {
-    let work = root().join("target/results");
-    std::fs::create_dir_all(&work)?;
-    Ok(work)
-}
-
 /// Prunes, recovers and evaluates; `key` says what.
 fn measure(mut key: Value, prune: &[&str], recipe: &Path, flags: &[&str]) -> Result<Value> {
     let shared = root().join("../shared");
     let model = MODELS.iter().find(|model| key["model"] == model.name).context("a model of the results")?;
     let (source, data) = (shared.join("models").join(model.name), shared.join("data").join(model.calibration));
-    let pruned = pruned(model, prune, key["pattern"].as_str().context("a pattern")?)?;
+    let (pruned, before) = pruned(&shared, model, prune, key["pattern"].as_str().context("a pattern")?)?;
     let output = work()?.join("recovered");
     let mut recover = lacuna("recover", &[&pruned, &output]);
     recover.arg("--dense").arg(&source).arg("--method").arg(recipe).arg("--data").arg(data).args(flags);
     let found = answer(recover.arg("--steps").arg(key["steps"].to_string()).arg("--force"))?;
     let dense = dense(&shared, model)?;
-    for (field, checkpoint) in [("before", &pruned), ("gap", &output)] {
-        key[field] = json!(model.gap.between(&dense, &evaluate(&shared, model, checkpoint)?)?);
-    }
+    key["before"] = json!(model.gap.between(&dense, &before)?);
+    key["gap"] = json!(model.gap.between(&dense, &evaluate(&shared, model, &output)?)?);
     for field in ["flipped", "tokens", "seconds", "peak_rss_bytes"] {
         key[field] = found[field].clone();
     }
     Ok(key)
 }
 
-/// The checkpoint that a training begins with.
-fn pruned(model: &Model, flags: &[&str], pattern: &str) -> Result<PathBuf> {
+/// The checkpoint that a training begins with, and what it comes to: the same for all that begin with it.
+fn pruned(shared: &Path, model: &Model, flags: &[&str], pattern: &str) -> Result<(PathBuf, Value)> {
     let name = format!("{}{}-{}", model.name, flags.concat(), pattern.replace(':', "-"));
-    let output = work()?.join(name);
+    let output = work()?.join(&name);
     if !output.exists() {
-        let shared = root().join("../shared");
         let mut prune = lacuna("prune", &[&shared.join("models").join(model.name), &output]);
         prune.arg("--calibration").arg(shared.join("data").join(model.calibration)).args(model.calibration_flags);
         answer(prune.args(flags).args(["--pattern", pattern]))?;
     }
-    Ok(output)
+    let quality = evaluate_once(shared, model, &output, &name)?;
+    Ok((output, quality))
 }

@@ -4,6 +4,8 @@
 //! `P = softmax(q·kᵀ/√D)` over what a token sees, `o = P·v`; backwards `dv = Pᵀ·do`, `dP = do·vᵀ`,
 //! `dS = P ⊙ (dP − Σ_row(dP ⊙ P))`, `dq = dS·k/√D`, `dk = dSᵀ·q/√D`, and rotations are undone by the opposite angle.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor};
 use lacuna_kernels::dense::{View, matmul};
 use lacuna_model::{BlockConfig, View as Sight, softmax};
@@ -58,8 +60,8 @@ impl Sequences {
         }
     }
 
-    /// What the token at a position sees of its sequence, and whether that is all of it.
-    fn seen(&self, position: usize, len: usize) -> std::ops::Range<usize> {
+    /// What the token at a position of a sequence sees of it.
+    fn seen(&self, position: usize, len: usize) -> Range<usize> {
         if self.causal {
             self.window.map_or(0, |window| (position + 1).saturating_sub(window))..position + 1
         } else {
@@ -67,128 +69,109 @@ impl Sequences {
         }
     }
 
-    /// Visits every head of every sequence by runs of queries: the head, the first token, the queries and the keys they see,
-    /// both counted from that token.
-    fn visit(&self, mut f: impl FnMut(usize, usize, std::ops::Range<usize>, std::ops::Range<usize>)) {
+    /// Features of a token's queries, and of its keys or values.
+    fn widths(&self) -> [usize; 2] {
+        [self.heads * self.dim, self.kv_heads * self.dim]
+    }
+
+    /// So many tokens of one head of `x[T, width]`, from a place on.
+    fn tokens<'a>(&self, x: &'a [f32], from: usize, tokens: usize, width: usize) -> View<'a> {
+        View::new(&x[from..], [tokens, self.dim], [width, 1])
+    }
+
+    /// Shows every head of every sequence in pieces.
+    fn visit(&self, q: &[f32], k: &[f32], v: &[f32], mut f: impl FnMut(Piece)) {
+        let [q_width, kv_width] = self.widths();
+        let (mut q, mut k) = (q.to_vec(), k.to_vec());
+        self.rotate(&mut q, q_width, false);
+        self.rotate(&mut k, kv_width, false);
+        let mut p = vec![];
         for head in 0..self.heads {
+            let kv_head = head / (self.heads / self.kv_heads);
             let mut first = 0;
             for &len in &self.lengths {
                 for start in (0..len).step_by(QUERIES) {
                     let queries = start..len.min(start + QUERIES);
                     let keys = self.seen(start, len).start..self.seen(queries.end - 1, len).end;
-                    f(head, first, queries, keys);
+                    let from_q = (first + queries.start) * q_width + head * self.dim;
+                    let from_kv = (first + keys.start) * kv_width + kv_head * self.dim;
+                    let q = self.tokens(&q, from_q, queries.len(), q_width);
+                    let k = self.tokens(&k, from_kv, keys.len(), kv_width);
+                    let v = self.tokens(v, from_kv, keys.len(), kv_width);
+                    p.resize(queries.len() * keys.len(), 0.0);
+                    matmul(&mut p, [keys.len(), 1], 0.0, self.scale(), q, k.transposed(), false);
+                    for (row, query) in p.chunks_exact_mut(keys.len()).zip(queries) {
+                        let seen = self.seen(query, len);
+                        let seen = seen.start - keys.start..seen.end - keys.start;
+                        row[..seen.start].fill(0.0);
+                        softmax(&mut row[seen.clone()]);
+                        row[seen.end..].fill(0.0);
+                    }
+                    f(Piece { q, k, v, p: &p, from_q, from_kv });
                 }
                 first += len;
             }
         }
     }
 
-    /// `P[queries, keys]` of rotated queries and keys.
-    fn probabilities(
-        &self,
-        out: &mut Vec<f32>,
-        q: View,
-        k: View,
-        queries: &std::ops::Range<usize>,
-        keys: &std::ops::Range<usize>,
-        len: usize,
-    ) {
-        let width = keys.len();
-        out.resize(queries.len() * width, 0.0);
-        matmul(out, [width, 1], 0.0, (self.dim as f32).sqrt().recip(), q, k.transposed(), false);
-        for (row, query) in out.chunks_exact_mut(width).zip(queries.clone()) {
-            let seen = self.seen(query, len);
-            let seen = seen.start - keys.start..seen.end - keys.start;
-            row[..seen.start].fill(0.0);
-            softmax(&mut row[seen.clone()]);
-            row[seen.end..].fill(0.0);
-        }
-    }
-
-    /// Some tokens of one head of `x[T, n·D]`.
-    fn tokens<'a>(&self, x: &'a [f32], width: usize, head: usize, tokens: std::ops::Range<usize>) -> View<'a> {
-        View::new(&x[tokens.start * width + head * self.dim..], [tokens.len(), self.dim], [width, 1])
+    /// `1/√D`
+    fn scale(&self) -> f32 {
+        (self.dim as f32).sqrt().recip()
     }
 
     fn forward(&self, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
-        let [q_width, kv_width] = [self.heads * self.dim, self.kv_heads * self.dim];
-        let (mut q, mut k) = (q.to_vec(), k.to_vec());
-        self.rotate(&mut q, q_width, false);
-        self.rotate(&mut k, kv_width, false);
-        let (mut out, mut p) = (vec![0.0; q.len()], vec![]);
-        let lengths = self.length_at();
-        self.visit(|head, first, queries, keys| {
-            let kv_head = head / (self.heads / self.kv_heads);
-            let at = |range: &std::ops::Range<usize>| first + range.start..first + range.end;
-            let head_q = self.tokens(&q, q_width, head, at(&queries));
-            let (head_k, head_v) =
-                (self.tokens(&k, kv_width, kv_head, at(&keys)), self.tokens(v, kv_width, kv_head, at(&keys)));
-            self.probabilities(&mut p, head_q, head_k, &queries, &keys, lengths(first));
-            let p = View::new(&p, [queries.len(), keys.len()], [keys.len(), 1]);
-            matmul(
-                &mut out[at(&queries).start * q_width + head * self.dim..],
-                [q_width, 1],
-                0.0,
-                1.0,
-                p,
-                head_v,
-                false,
-            );
+        let [q_width, _] = self.widths();
+        let mut out = vec![0.0; q.len()];
+        self.visit(q, k, v, |piece| {
+            matmul(&mut out[piece.from_q..], [q_width, 1], 0.0, 1.0, piece.of_scores(piece.p), piece.v, false);
         });
         out
     }
 
-    /// Length of the sequence that begins at a token.
-    fn length_at(&self) -> impl Fn(usize) -> usize {
-        let mut lengths = vec![0; self.lengths.iter().sum()];
-        let mut first = 0;
-        for &len in self.lengths.iter().filter(|&&len| len > 0) {
-            lengths[first] = len;
-            first += len;
-        }
-        move |first| lengths[first]
-    }
-
     /// `(dq, dk, dv)`
     fn backward(&self, q: &[f32], k: &[f32], v: &[f32], dout: &[f32]) -> [Vec<f32>; 3] {
-        let [q_width, kv_width] = [self.heads * self.dim, self.kv_heads * self.dim];
-        let scale = (self.dim as f32).sqrt().recip();
-        let (mut q, mut k) = (q.to_vec(), k.to_vec());
-        self.rotate(&mut q, q_width, false);
-        self.rotate(&mut k, kv_width, false);
+        let [q_width, kv_width] = self.widths();
         let [mut dq, mut dk, mut dv] = [vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]];
-        let (mut p, mut dp) = (vec![], vec![]);
-        let lengths = self.length_at();
-        self.visit(|head, first, queries, keys| {
-            let kv_head = head / (self.heads / self.kv_heads);
-            let at = |range: &std::ops::Range<usize>| first + range.start..first + range.end;
-            let (from_q, from_k) =
-                (at(&queries).start * q_width + head * self.dim, at(&keys).start * kv_width + kv_head * self.dim);
-            let head_q = self.tokens(&q, q_width, head, at(&queries));
-            let (head_k, head_v) =
-                (self.tokens(&k, kv_width, kv_head, at(&keys)), self.tokens(v, kv_width, kv_head, at(&keys)));
-            let head_dout = self.tokens(dout, q_width, head, at(&queries));
-            self.probabilities(&mut p, head_q, head_k, &queries, &keys, lengths(first));
-            let (shape, strides) = ([queries.len(), keys.len()], [keys.len(), 1]);
-            matmul(
-                &mut dv[from_k..],
-                [kv_width, 1],
-                1.0,
-                1.0,
-                View::new(&p, shape, strides).transposed(),
-                head_dout,
-                false,
-            );
+        let mut dp = vec![];
+        self.visit(q, k, v, |piece| {
+            let Piece { q, k, v, p, from_q, from_kv } = piece;
+            let [queries, keys] = [q.shape()[0], k.shape()[0]];
+            let dout = self.tokens(dout, from_q, queries, q_width);
+            matmul(&mut dv[from_kv..], [kv_width, 1], 1.0, 1.0, piece.of_scores(p).transposed(), dout, false);
             dp.resize(p.len(), 0.0);
-            matmul(&mut dp, strides, 0.0, 1.0, head_dout, head_v.transposed(), false);
-            Arch::new().dispatch(Scores { p: &p, dp: &mut dp, width: keys.len() });
-            let ds = View::new(&dp, shape, strides);
-            matmul(&mut dq[from_q..], [q_width, 1], 1.0, scale, ds, head_k, false);
-            matmul(&mut dk[from_k..], [kv_width, 1], 1.0, scale, ds.transposed(), head_q, false);
+            matmul(&mut dp, [keys, 1], 0.0, 1.0, dout, v.transposed(), false);
+            Arch::new().dispatch(Scores { p, dp: &mut dp, width: keys });
+            let ds = piece.of_scores(&dp);
+            matmul(&mut dq[from_q..], [q_width, 1], 1.0, self.scale(), ds, k, false);
+            matmul(&mut dk[from_kv..], [kv_width, 1], 1.0, self.scale(), ds.transposed(), q, false);
         });
         self.rotate(&mut dq, q_width, true);
         self.rotate(&mut dk, kv_width, true);
         [dq, dk, dv]
+    }
+}
+
+/// Some queries of one head, with the keys and values that they see.
+struct Piece<'a> {
+    /// rotated `[queries, D]`
+    q: View<'a>,
+    /// rotated `[keys, D]`
+    k: View<'a>,
+    /// `[keys, D]`
+    v: View<'a>,
+    /// `[queries, keys]`
+    p: &'a [f32],
+    /// where `q` begins in `[T, heads·D]`
+    from_q: usize,
+    /// where `k` and `v` begin in `[T, kv_heads·D]`
+    from_kv: usize,
+}
+
+impl Piece<'_> {
+    /// Values of the shape of `p`.
+    fn of_scores<'a>(&self, values: &'a [f32]) -> View<'a> {
+        let [queries, keys] = [self.q.shape()[0], self.k.shape()[0]];
+        View::new(values, [queries, keys], [keys, 1])
     }
 }
 
@@ -253,7 +236,7 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, s: &Sequences) -> Result<Tensor>
             (0..len).map(move |j| if seen.contains(&j) { 0.0 } else { f32::NEG_INFINITY })
         });
         let hidden = Tensor::from_vec(hidden.collect(), (1, len, len), device)?;
-        let scores = (q.matmul(&k.t()?)? * f64::from((s.dim as f32).sqrt().recip()))?.broadcast_add(&hidden)?;
+        let scores = (q.matmul(&k.t()?)? * f64::from(s.scale()))?.broadcast_add(&hidden)?;
         let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
         let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
         outs.push(weights.matmul(&v)?.transpose(0, 1)?.reshape((len, s.heads * s.dim))?.to_dtype(dtype)?);

@@ -126,17 +126,14 @@ impl<'a> Data<'a> {
     /// The samples of a step: every epoch visits all, in an order of its own.
     pub(super) fn step(&self, step: usize, seed: u64) -> Result<Vec<MicroBatch>> {
         let (count, mut picked) = (self.len(), vec![]);
-        let mut order: Option<(usize, Vec<usize>)> = None;
-        for i in step * self.batch..(step + 1) * self.batch {
-            let epoch = i / count;
-            if order.as_ref().is_none_or(|(of, _)| *of != epoch) {
-                let mut shuffled: Vec<usize> = (0..count).collect();
-                shuffled.shuffle(&mut random(seed, 1, epoch));
-                order = Some((epoch, shuffled));
-            }
-            picked.push(order.as_ref().map_or(0, |(_, order)| order[i % count]));
+        let drawn = step * self.batch..(step + 1) * self.batch;
+        for epoch in drawn.start / count..drawn.end.div_ceil(count) {
+            let mut order: Vec<usize> = (0..count).collect();
+            order.shuffle(&mut random(seed, 1, epoch));
+            let first = epoch * count;
+            picked.extend(&order[drawn.start.max(first) - first..drawn.end.min(first + count) - first]);
         }
-        self.batches(&picked, step * self.batch, seed)
+        self.batches(&picked, drawn.start, seed)
     }
 
     /// All samples once.

@@ -69,16 +69,14 @@ impl Log {
 
     /// What was lost at the first step.
     pub(super) fn first(&self, training: usize) -> Option<Losses> {
-        self.of(training).next().map(losses)
+        self.of(training).next().map(|value| losses(|key| value[key].as_f64().unwrap_or(0.0)))
     }
 
     /// Mean over the last tenth of the steps.
     pub(super) fn last(&self, training: usize) -> Losses {
         let all: Vec<&Value> = self.of(training).collect();
         let tail = &all[all.len() - all.len().div_ceil(10)..];
-        let mean = |key: &str| tail.iter().filter_map(|v| v[key].as_f64()).sum::<f64>() / tail.len().max(1) as f64;
-        let [total, ce, kl] = ["total", "ce", "kl"].map(mean);
-        Losses { total, ce, kl, squarehead: mean("squarehead"), cosine: mean("cosine") }
+        losses(|key| tail.iter().filter_map(|v| v[key].as_f64()).sum::<f64>() / tail.len().max(1) as f64)
     }
 
     /// Share of the kept weights that changed places, summed over all steps.
@@ -92,8 +90,8 @@ impl Log {
     }
 }
 
-fn losses(value: &Value) -> Losses {
-    let number = |key: &str| value[key].as_f64().unwrap_or(0.0);
+/// Losses of which each is a number by its name in the log.
+fn losses(number: impl Fn(&str) -> f64) -> Losses {
     Losses {
         total: number("total"),
         ce: number("ce"),
