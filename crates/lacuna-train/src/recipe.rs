@@ -33,8 +33,8 @@ pub struct Recipe {
     /// what scores weights when masks are selected again
     #[serde(default = "magnitude")]
     pub criterion: Criterion,
-    /// what selects them
-    #[serde(default = "exact")]
+    /// what selects them; the default serves all patterns, and is exact in groups that have their own columns
+    #[serde(default = "assignment")]
     pub selection: Selection,
     /// what is made small
     pub loss: Loss,
@@ -46,8 +46,8 @@ fn magnitude() -> Criterion {
     Criterion::Magnitude
 }
 
-fn exact() -> Selection {
-    Selection::Exact
+fn assignment() -> Selection {
+    Selection::Assignment
 }
 
 /// What is trained at once.
@@ -174,6 +174,12 @@ impl Recipe {
             return Err(format!("lr is {}: it must be positive", self.optimizer.lr));
         }
         Ok(self)
+    }
+
+    /// Whether masks are ever selected again.
+    pub(crate) fn selects(&self) -> bool {
+        let selects = |phase: &Phase| matches!(phase.masks, Masks::Dense | Masks::Refreshed { .. });
+        self.phases.iter().any(selects)
     }
 
     /// The phase of a step, where it begins, and how much of it is done, 0 to 1.

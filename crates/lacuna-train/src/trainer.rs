@@ -82,6 +82,10 @@ impl Trainer {
                 continue;
             }
             let Some(packed) = pruned.packed(&spec.name)? else { continue };
+            // Now, not when masks are first selected again.
+            if recipe.selects() {
+                recipe.selection.check(packed.mask().grid().pattern())?;
+            }
             latent.insert(spec.name.clone(), weight_at_start(&spec, &packed, dense, recipe.start)?);
             layers.insert(spec.name.clone(), Layer::new(spec, &packed));
         }

@@ -105,6 +105,22 @@ fn every_method_keeps_the_pattern_and_learns() {
 }
 
 #[test]
+fn masks_with_windows_are_selected_again() {
+    let tiny = Tiny::new();
+    tiny.lacuna("prune model sparse --pattern 4:2:6@12 --recipe magnitude --selection assignment").ok();
+    for method in ["ste", "lora3", "dsd"] {
+        let report = recover(&tiny, method, &format!("--method {method} --steps 40 --json")).json();
+        tiny.lacuna(&format!("verify {method}")).ok();
+        assert!(report["flipped"].as_f64().unwrap() > 0.0, "{method}");
+    }
+    let recipe = include_str!("../recipes/recover/ste.json").replacen('{', r#"{"selection": "exact","#, 1);
+    fs::write(tiny.path("exact.json"), recipe).unwrap();
+    let command = "recover sparse out --dense model --data text.txt --method exact.json --steps 40";
+    refuses(&tiny, command, 1, &["selection exact", "4:2:6@12", "choose the selection"]);
+    assert!(!tiny.path("out").exists());
+}
+
+#[test]
 fn an_adapter_stays_beside_its_layer_as_peft_has_it() {
     let tiny = Tiny::pruned();
     recover(&tiny, "out", "--method lora-beside --steps 5").ok();

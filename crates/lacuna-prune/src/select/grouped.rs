@@ -15,11 +15,14 @@ pub(super) enum By {
     Sum,
 }
 
+/// Refuses a pattern with a window.
+pub(super) fn check(name: &'static str, pattern: Pattern) -> Result<()> {
+    if pattern.is_grouped() { Ok(()) } else { Err(Error::NoWindow { selection: name, pattern: pattern.to_string() }) }
+}
+
 /// The mask of a pattern without a window; `name` is that of the selection.
 pub(super) fn select(by: By, name: &'static str, scores: &Scores, pattern: Pattern) -> Result<Mask> {
-    if !pattern.is_grouped() {
-        return Err(Error::NoWindow { selection: name, pattern: pattern.to_string() });
-    }
+    check(name, pattern)?;
     let grid = pattern.grid(scores.matrix().rows(), scores.matrix().cols())?;
     let columns = dispatch(Choice { by, scores, grid: &grid });
     of_columns(scores, grid, columns)

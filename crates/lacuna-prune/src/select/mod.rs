@@ -83,6 +83,14 @@ impl Selection {
         self.method().name()
     }
 
+    /// Refuses a pattern whose groups take columns from a window, where this looks at one group at a time.
+    pub fn check(self, pattern: Pattern) -> Result<()> {
+        match self {
+            Self::Paper | Self::Exact => grouped::check(self.name(), pattern),
+            Self::Top | Self::Assignment => Ok(()),
+        }
+    }
+
     /// [`Select::select`]
     pub fn select(&self, scores: &Scores, pattern: Pattern) -> Result<Mask> {
         self.method().select(scores, pattern)

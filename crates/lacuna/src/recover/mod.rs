@@ -197,7 +197,7 @@ impl Job {
             }
             let state = work.join(format!("state-{cook}"));
             let (trained, resumed) = self.train(&mut trainer, &data, &state, cook, &mut log, bar)?;
-            (tokens, resumed_step) = (tokens + trained, resumed);
+            (tokens, resumed_step) = (tokens + trained, resumed_step + resumed);
             cooks.push(trainer.parameters());
         }
         if cooks.len() > 1 {

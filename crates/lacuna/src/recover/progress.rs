@@ -81,7 +81,7 @@ impl Log {
 
     /// Share of the kept weights that changed places, summed over all steps.
     pub(super) fn flipped(&self, training: usize) -> f64 {
-        self.of(training).filter_map(|value| value["flipped"].as_f64()).sum()
+        self.of(training).filter_map(|value| value["flipped"].as_f64()).fold(0.0, |sum, share| sum + share)
     }
 
     /// All of it, as the file has it.
