@@ -30,19 +30,35 @@ impl Rule {
         Self { sparse: true, straight_through: false, leak: 0.0, decay: 0.0, drawn: None, seed: 0 };
 }
 
-/// A layer with its mask. Nothing here is of the size of the weights: they are held once.
+/// A layer with its mask. Weights are held once: here, if none but those that are kept ever count and they stay as they are.
 pub(crate) struct Layer {
     pub(crate) spec: LinearSpec,
     /// in the order of packed rows
     pub(crate) mask: Mask,
     row_order: Option<Permutation>,
     values: ValueType,
+    frozen: Option<Packed>,
 }
 
 impl Layer {
     pub(crate) fn new(spec: LinearSpec, packed: &Packed) -> Self {
         let (mask, row_order) = (packed.mask().clone(), packed.row_order().cloned());
-        Self { spec, mask, row_order, values: packed.values().value_type() }
+        Self { spec, mask, row_order, values: packed.values().value_type(), frozen: None }
+    }
+
+    /// A layer whose dropped weights never count and whose kept ones stay as they are.
+    pub(crate) fn frozen(spec: LinearSpec, packed: Packed) -> Self {
+        Self { frozen: Some(packed.clone()), ..Self::new(spec, &packed) }
+    }
+
+    /// Whether neither its weights nor its mask ever change.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.frozen.is_some()
+    }
+
+    /// The weight with zeros for what is dropped, if it is held here.
+    pub(crate) fn frozen_weight(&self, device: &Device) -> Option<Result<Tensor>> {
+        self.frozen.as_ref().map(|packed| tensor(&packed.unpack(), device))
     }
 
     /// The row of the weight that a packed row is.

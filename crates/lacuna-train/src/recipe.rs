@@ -182,6 +182,12 @@ impl Recipe {
         self.phases.iter().any(selects)
     }
 
+    /// Whether kept weights stay as they are under their adapters, and dropped ones never count.
+    pub(crate) fn keeps_weights(&self) -> bool {
+        let keeps = |phase: &Phase| phase.masks == Masks::Fixed && !phase.straight_through && phase.leak == [0.0; 2];
+        matches!(self.trains, Trains::Adapters { .. }) && self.start == Start::Pruned && self.phases.iter().all(keeps)
+    }
+
     /// The phase of a step, where it begins, and how much of it is done, 0 to 1.
     pub fn phase(&self, step: usize, steps: usize) -> (usize, usize, f64) {
         let (mut start, last) = (0, self.phases.len() - 1);

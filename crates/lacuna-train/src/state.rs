@@ -36,7 +36,7 @@ impl Trainer {
         }
         staging.write_shard(TENSORS, &tensors, Value::Null)?;
         // A file a layer: of all together the values, which nobody reads, would be as large as the model.
-        for (i, (name, layer)) in self.student.layers.iter().enumerate() {
+        for (i, (name, layer)) in self.student.layers.iter().enumerate().filter(|(_, (_, layer))| !layer.is_frozen()) {
             let packed = layer.pack(&matrix(self.student.tensor(&layer.spec.weight()))?)?;
             staging.write_shard(&masks(i), &pack_tensors(name, &packed), Value::Null)?;
         }
@@ -70,7 +70,8 @@ impl Trainer {
         self.moments.first = read("m", &parameters)?;
         self.moments.second = read("v", &parameters)?;
         self.student.parameters = parameters;
-        for (i, (name, layer)) in self.student.layers.iter_mut().enumerate() {
+        let layers = self.student.layers.iter_mut().enumerate();
+        for (i, (name, layer)) in layers.filter(|(_, (_, layer))| !layer.is_frozen()) {
             let saved = Checkpoint::of_shard(&dir.join(masks(i)), Some(sparsity))?;
             layer.mask = saved.packed(name)?.ok_or_else(missing)?.mask().clone();
         }

@@ -48,7 +48,8 @@ struct Graph {
 }
 
 impl Student {
-    /// A model whose tensors are all frozen: the blocks of the checkpoint, pruned weights as `latent` has them.
+    /// A model whose tensors are all frozen: the blocks of the checkpoint, pruned weights as `latent` has them or as
+    /// their layers hold them.
     pub(crate) fn new(
         checkpoint: &Checkpoint,
         config: &Config,
@@ -87,14 +88,20 @@ impl Student {
         self.parameters.get(name).or_else(|| self.frozen.get(name)).expect("tensors of all blocks are there")
     }
 
-    /// The weight of a pruned layer before its mask: with what a merged adapter adds.
+    /// The weight of a pruned layer without adapters, before its mask.
+    fn weight(&self, layer: &str) -> Result<Tensor> {
+        let frozen = self.layers[layer].frozen_weight(&self.device);
+        frozen.unwrap_or_else(|| Ok(self.tensor(&format!("{layer}.weight")).clone()))
+    }
+
+    /// The same with what a merged adapter adds.
     pub(crate) fn latent(&self, layer: &str) -> Result<Tensor> {
-        let weight = self.tensor(&format!("{layer}.weight"));
+        let weight = self.weight(layer)?;
         Ok(match (self.trains, adapter_names(layer).map(|name| self.parameters.get(&name))) {
             (Trains::Adapters { rank, alpha, beside: false }, [Some(a), Some(b)]) => {
                 (weight + (b.matmul(a)? * (alpha / rank as f64))?)?
             }
-            _ => weight.clone(),
+            _ => weight,
         })
     }
 
@@ -139,6 +146,8 @@ impl Student {
                     }
                 }
                 tensors.insert(weight.clone(), self.latent(&layer.spec.name)?);
+            } else {
+                tensors.insert(weight.clone(), self.weight(&layer.spec.name)?);
             }
             if rule.sparse {
                 let masked = (&tensors[&weight] * self.factors(layer, rule)?)?;

@@ -86,8 +86,13 @@ impl Trainer {
             if recipe.selects() {
                 recipe.selection.check(packed.mask().grid().pattern())?;
             }
-            latent.insert(spec.name.clone(), weight_at_start(&spec, &packed, dense, recipe.start)?);
-            layers.insert(spec.name.clone(), Layer::new(spec, &packed));
+            let name = spec.name.clone();
+            if recipe.keeps_weights() {
+                layers.insert(name, Layer::frozen(spec, packed));
+            } else {
+                latent.insert(name.clone(), weight_at_start(&spec, &packed, dense, recipe.start)?);
+                layers.insert(name, Layer::new(spec, &packed));
+            }
         }
         if layers.is_empty() {
             return Err(Error::Settings("the checkpoint has no pruned layer inside its blocks".to_owned()));

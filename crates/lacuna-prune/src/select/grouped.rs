@@ -124,7 +124,9 @@ impl Panel {
         let real = end.min(width) - start;
         let stride = rows.len().next_multiple_of(VECTOR);
         // What fills up vectors and stands for padding stays from panel to panel of the same shape.
-        if (self.height, self.stride, self.real, self.scores.len()) != (rows.len(), stride, real, stride * (end - start)) {
+        if (self.height, self.stride, self.real, self.scores.len())
+            != (rows.len(), stride, real, stride * (end - start))
+        {
             (self.height, self.stride, self.real) = (rows.len(), stride, real);
             self.scores.clear();
             self.scores.resize(stride * real, 0.0);

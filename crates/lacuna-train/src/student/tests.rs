@@ -150,6 +150,30 @@ fn computing_again_changes_nothing() {
     assert!(run(false) == run(true), "other losses or gradients");
 }
 
+#[test]
+fn weights_that_stay_may_be_held_packed() {
+    let dir = golden("golden/llama-gqa-tied");
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    let config = family::config(&checkpoint).unwrap();
+    let batches = [batch(&checkpoint, &config)];
+    let loss = Loss { ce: 1.0, temperature: 1.0, ..Loss::default() };
+    let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for beside in [false, true] {
+        let mut student = student(&checkpoint, &config, Trains::Adapters { rank: 3, alpha: 6.0, beside }, false);
+        let run = |student: &Student| {
+            let (losses, gradients) = student.step(&batches, &Rule::FINAL, &loss).unwrap();
+            (losses, gradients.iter().map(|(name, t)| (name.clone(), values(t))).collect::<Vec<_>>())
+        };
+        let whole = run(&student);
+        for layer in student.layers.values_mut() {
+            let weight = student.frozen.remove(&layer.spec.weight()).unwrap();
+            let packed = layer.pack(&crate::layer::matrix(&weight).unwrap()).unwrap();
+            *layer = Layer::frozen(layer.spec.clone(), packed);
+        }
+        assert!(run(&student) == whole, "other losses or gradients, beside {beside}");
+    }
+}
+
 /// A straight-through gradient is the dense one at masked weights, and `λ` pulls dropped weights only.
 #[test]
 fn straight_through_gradients_reach_dropped_weights() {

@@ -1,7 +1,7 @@
 //! Images as training sees them: another crop each time, mirrored or not, and, where the dense model says what they show,
 //! half of the time mixed with another one (Beyer et al., arXiv 2106.05237: a patient teacher answers to the same view that the student gets).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 use lacuna_format::{ImageProcessor, RgbImage};
@@ -15,10 +15,10 @@ use crate::images::{self, Split, class_of};
 /// Least share of an image's area that a crop has.
 const LEAST_AREA: f64 = 0.35;
 
-/// Images of the calibration split, decoded.
+/// Images of the calibration split, each decoded when it is asked for: a folder of them may be larger than memory.
 pub(super) struct Pictures {
     processor: ImageProcessor,
-    images: Vec<RgbImage>,
+    files: Vec<PathBuf>,
     /// classes, where they are trained on
     classes: Option<Vec<u32>>,
 }
@@ -26,14 +26,15 @@ pub(super) struct Pictures {
 impl Pictures {
     pub(super) fn open(model: &Path, config: &VisionConfig, folder: &Path, classes: bool) -> Result<Self> {
         let files = images::files(folder, Split::Calibration)?;
-        let class = |file: &std::path::PathBuf| Ok(class_of(file, &config.labels)? as u32);
+        let class = |file: &PathBuf| Ok(class_of(file, &config.labels)? as u32);
         let classes = classes.then(|| files.iter().map(class).collect::<Result<Vec<u32>>>()).transpose()?;
-        let images = files.par_iter().map(|file| RgbImage::open(file)).collect::<lacuna_format::Result<_>>()?;
-        Ok(Self { processor: images::processor(model, config)?, images, classes })
+        // One that cannot be read is better found now than hours later.
+        files.par_iter().try_for_each(|file| RgbImage::open(file).map(|_| ()))?;
+        Ok(Self { processor: images::processor(model, config)?, files, classes })
     }
 
     pub(super) fn len(&self) -> usize {
-        self.images.len()
+        self.files.len()
     }
 
     /// A view of an image, and its class.
@@ -43,7 +44,7 @@ impl Pictures {
             Some(classes) => Ok((Sample::Pixels(pixels), vec![classes[i]])),
             None if random.random_bool(0.5) => Ok((Sample::Pixels(pixels), vec![])),
             None => {
-                let (other, share) = (random.random_range(0..self.images.len()), random.random_range(0.0..1.0_f32));
+                let (other, share) = (random.random_range(0..self.files.len()), random.random_range(0.0..1.0_f32));
                 let mixed = self.view(other, random)?;
                 pixels.iter_mut().zip(mixed).for_each(|(a, b)| *a += share * (b - *a));
                 Ok((Sample::Pixels(pixels), vec![]))
@@ -53,7 +54,7 @@ impl Pictures {
 
     /// A random crop, mirrored or not, through the model's own processor.
     fn view(&self, i: usize, random: &mut ChaCha8Rng) -> Result<Vec<f32>> {
-        let image = &self.images[i];
+        let image = RgbImage::open(&self.files[i])?;
         let [height, width] = image.size();
         let area = random.random_range(LEAST_AREA..1.0) * (height * width) as f64;
         let aspect = random.random_range(-0.29..0.29_f64).exp();
