@@ -7,7 +7,7 @@ use lacuna_format::Checkpoint;
 use lacuna_model::{Config, DecoderConfig, LinearSpec, PackedAs, View};
 
 use super::block::{Batch, Block, Scratch, load_norm};
-use super::{Linear, half_of};
+use super::Linear;
 use crate::activations::{Activations, upload_u32};
 use crate::error::{Error, Result};
 use crate::machine::{Buffer, Machine};
@@ -65,15 +65,15 @@ impl Cache {
 }
 
 impl Decoder {
-    /// Reads all weights. A head that is packed runs dense: its logits are f32.
+    /// Reads all weights, in a type that [`half_of`](super::half_of) suggests. A head that is packed runs dense: its logits are f32.
     pub fn load(
         machine: Arc<dyn Machine>,
         checkpoint: &Checkpoint,
         config: &DecoderConfig,
+        half: HalfType,
         packed_as: PackedAs,
     ) -> Result<Self> {
         let whole = Config::Decoder(config.clone());
-        let half = half_of(checkpoint, &whole);
         let on: &dyn Machine = &*machine;
         let (final_norm, heads) = whole.ending(checkpoint)?;
         let own_head = !whole.heads(checkpoint).is_empty();

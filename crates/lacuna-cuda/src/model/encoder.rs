@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use lacuna_core::Matrix;
 use lacuna_format::Checkpoint;
-use lacuna_model::{BlockConfig, Config, PackedAs};
+use lacuna_model::{BlockConfig, PackedAs};
 
 use super::block::{Batch, Block, Scratch};
-use super::half_of;
 use crate::activations::Activations;
 use crate::error::{Error, Result};
 use crate::machine::Machine;
@@ -24,17 +23,17 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Reads the weights of all blocks.
+    /// Reads the weights of all blocks, in a type that [`half_of`](super::half_of) suggests.
     pub fn load(
         machine: Arc<dyn Machine>,
         checkpoint: &Checkpoint,
-        config: &Config,
+        config: &BlockConfig,
+        half: HalfType,
         packed_as: PackedAs,
     ) -> Result<Self> {
-        let (half, blocks) = (half_of(checkpoint, config), config.blocks());
-        let block = |layer| Block::load(&*machine, checkpoint, blocks, layer, half, packed_as);
-        let loaded = (0..blocks.layers).map(block).collect::<Result<_>>()?;
-        Ok(Self { config: blocks.clone(), half, blocks: loaded, machine })
+        let block = |layer| Block::load(&*machine, checkpoint, config, layer, half, packed_as);
+        let loaded = (0..config.layers).map(block).collect::<Result<_>>()?;
+        Ok(Self { config: config.clone(), half, blocks: loaded, machine })
     }
 
     /// Runs the tokens `hidden[H, T]` of sequences of some lengths, side by side, through all blocks.
