@@ -17,7 +17,7 @@ use lacuna_cuda::model::{Decoder, Encoder, Session};
 use lacuna_cuda::{HalfType, Limits};
 use lacuna_format::Checkpoint;
 use lacuna_model::{
-    Activations, Block, Config, DecoderConfig, Ending, Execution, PackedAs, Positions, Sample, family,
+    Activations, Block, Config, DecoderConfig, Ending, Execution, PackedAs, Positions, Sample, Sequences, family,
 };
 
 const LIMITS: Limits = Limits { shared_bytes: 99 << 10, multiprocessors: 20 };

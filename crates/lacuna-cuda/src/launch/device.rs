@@ -44,6 +44,11 @@ impl Device {
         Ok(Self { stream, gpu, architecture, functions: Mutex::default(), library: OnceLock::new() })
     }
 
+    /// Refuses where cuBLASLt is missing, which dense layers run on.
+    pub fn check_dense(&self) -> Result<()> {
+        self.library().map(drop)
+    }
+
     /// What it is.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu

@@ -2,15 +2,16 @@
 //! then on replayed without the host's part of its launches: positions and the likeliest tokens stay on the machine.
 
 use lacuna_core::Matrix;
+use lacuna_model::{DecoderConfig, Sequences};
 
 use super::block::Scratch;
 use super::decoder::{Cache, Decoder};
 use crate::activations::{Activations, upload_u32};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::machine::{Buffer, Recording};
 use crate::ops::{self, Places};
 
-/// Some sequences, and what was seen of them.
+/// Some sequences, and what was seen of them. [`Sequences::extend`] continues them by given tokens.
 pub struct Session<'a> {
     decoder: &'a Decoder,
     cache: Cache,
@@ -34,25 +35,6 @@ impl<'a> Session<'a> {
     /// So many sequences, none of which has seen anything, with room for so many tokens each.
     pub fn new(decoder: &'a Decoder, sequences: usize, capacity: usize) -> Result<Self> {
         Ok(Self { decoder, cache: decoder.cache(sequences, capacity)?, step: None })
-    }
-
-    /// Gives some sequences their new tokens; the logits `[vocab, n]` behind the last of each.
-    pub fn extend(&mut self, inputs: &[(usize, &[u32])]) -> Result<Matrix> {
-        let decoder = self.decoder;
-        if inputs.iter().all(|&(slot, tokens)| tokens.len() == 1 && self.cache.lengths().get(slot) > Some(&0)) {
-            let tokens: Vec<u32> = inputs.iter().map(|(_, tokens)| tokens[0]).collect();
-            self.prepare(&inputs.iter().map(|&(slot, _)| slot).collect::<Vec<_>>(), &tokens)?;
-            self.run_step()?;
-            let step = self.step.as_ref().expect("just run");
-            return decoder.read_logits(&step.logits, inputs.len());
-        }
-        self.step = None;
-        let hidden = decoder.forward(inputs, &mut self.cache)?;
-        let ends = inputs.iter().scan(0, |end, (_, tokens)| {
-            *end += tokens.len();
-            Some(*end - 1)
-        });
-        decoder.logits(&hidden, &ends.collect::<Vec<_>>())
     }
 
     /// Lets all sequences take their likeliest token `steps` times, beginning with the given ones, and waits for it; what they
@@ -115,5 +97,31 @@ impl<'a> Session<'a> {
         *runs += 1;
         step.slots.iter().for_each(|&slot| cache.saw(slot, 1));
         Ok(())
+    }
+}
+
+impl Sequences for Session<'_> {
+    type Error = Error;
+
+    fn config(&self) -> &DecoderConfig {
+        self.decoder.config()
+    }
+
+    fn extend(&mut self, inputs: &[(usize, &[u32])]) -> Result<Matrix> {
+        let decoder = self.decoder;
+        if inputs.iter().all(|&(slot, tokens)| tokens.len() == 1 && self.cache.lengths().get(slot) > Some(&0)) {
+            let tokens: Vec<u32> = inputs.iter().map(|(_, tokens)| tokens[0]).collect();
+            self.prepare(&inputs.iter().map(|&(slot, _)| slot).collect::<Vec<_>>(), &tokens)?;
+            self.run_step()?;
+            let step = self.step.as_ref().expect("just run");
+            return decoder.read_logits(&step.logits, inputs.len());
+        }
+        self.step = None;
+        let hidden = decoder.forward(inputs, &mut self.cache)?;
+        let ends = inputs.iter().scan(0, |end, (_, tokens)| {
+            *end += tokens.len();
+            Some(*end - 1)
+        });
+        decoder.logits(&hidden, &ends.collect::<Vec<_>>())
     }
 }

@@ -1,0 +1,38 @@
+//! The flag that says where a model runs, shared by `run`, `eval` and `bench`.
+
+use anyhow::Result;
+use clap::ValueEnum;
+use lacuna::UsageError;
+use lacuna::device::Device;
+
+use super::ActivationsName;
+
+/// Where a model runs.
+#[derive(clap::Args)]
+pub(super) struct DeviceArgs {
+    /// Where the model runs; a GPU needs what `lacuna doctor` lists
+    #[arg(long, value_enum, default_value_t = DeviceName::Cpu, value_name = "DEVICE")]
+    device: DeviceName,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum DeviceName {
+    /// here
+    Cpu,
+    /// on the first NVIDIA GPU, with 16-bit activations
+    Cuda,
+}
+
+impl DeviceArgs {
+    /// Takes it. Refuses a type for activations, of which a GPU has no choice.
+    pub(super) fn open(&self, activations: Option<ActivationsName>) -> Result<Device> {
+        match self.device {
+            DeviceName::Cpu => Ok(Device::Cpu),
+            DeviceName::Cuda if activations.is_some() => {
+                let problem = "--activations is for the CPU: on a GPU they have the checkpoint's 16-bit type, so leave it out";
+                Err(UsageError(problem.to_owned()).into())
+            }
+            DeviceName::Cuda => Device::cuda(),
+        }
+    }
+}
