@@ -30,7 +30,8 @@ pub fn program() -> Option<&'static Path> {
 }
 
 fn build(compiler: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // From wherever this file is part of a test program.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lacuna-cuda");
     // Each test program builds its own: they may run side by side.
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join(env!("CARGO_CRATE_NAME"));
     std::fs::create_dir_all(&out).unwrap();
