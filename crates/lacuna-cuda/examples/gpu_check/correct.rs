@@ -1,11 +1,6 @@
 //! Every kernel on fresh random inputs and poisoned outputs, against the definition in f64. The tolerance is that of
 //! tests/host.rs, which says where it comes from.
 
-#[path = "../../../lacuna-kernels/tests/support/random.rs"]
-mod support;
-#[path = "../../tests/support/values.rs"]
-mod values;
-
 use std::collections::BTreeSet;
 
 use lacuna_core::{Packed, Pattern, ValueType};
@@ -14,10 +9,8 @@ use lacuna_cuda::{Activations, Dense, HalfType, Kernel, Sparse, all};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Outcome, Settings};
-
-pub use support::random_mask;
-use values::{VALUES, Values};
+use crate::values::{VALUES, Values};
+use crate::{Outcome, Settings, support};
 
 /// Entries of a result that are compared; of larger ones as many are drawn.
 const COMPARED: usize = 20_000;

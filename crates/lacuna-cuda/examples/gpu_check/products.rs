@@ -10,8 +10,8 @@ use lacuna_cuda::{Activations, Dense, HalfType, Machine, Recording, Sparse};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::correct::random_mask;
 use crate::record::{Record, median};
+use crate::support::random_mask;
 use crate::{Outcome, Settings};
 
 const HALF: HalfType = HalfType::Bf16;

@@ -6,8 +6,8 @@ use lacuna_core::Matrix;
 use lacuna_format::Checkpoint;
 use lacuna_model::{Config, DecoderConfig, LinearSpec, PackedAs, View};
 
-use super::block::{Batch, Block, Scratch, load_norm};
 use super::Linear;
+use super::block::{Batch, Block, Scratch, load_norm};
 use crate::activations::{Activations, upload_u32};
 use crate::error::{Error, Result};
 use crate::machine::{Buffer, Machine};

@@ -29,7 +29,8 @@ impl DeviceArgs {
         match self.device {
             DeviceName::Cpu => Ok(Device::Cpu),
             DeviceName::Cuda if activations.is_some() => {
-                let problem = "--activations is for the CPU: on a GPU they have the checkpoint's 16-bit type, so leave it out";
+                let problem =
+                    "--activations is for the CPU: on a GPU they have the checkpoint's 16-bit type, so leave it out";
                 Err(UsageError(problem.to_owned()).into())
             }
             DeviceName::Cuda => Device::cuda(),
