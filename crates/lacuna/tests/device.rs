@@ -46,7 +46,7 @@ fn a_missing_gpu_is_one_line_that_points_to_doctor() {
 
 /// The figure of a model, the finer one where there are two.
 fn figure(model: &Path, data: &Path, device: &Device) -> f64 {
-    let settings = Settings { device: device.clone(), context: Some(16), ..Settings::default() };
+    let settings = Settings { device: device.clone(), context: Some(10), ..Settings::default() };
     let score = evaluate(model, data, &settings, &ProgressBar::hidden()).unwrap();
     match score.details {
         Details::Perplexity { nll, .. } => nll,
@@ -120,7 +120,7 @@ fn texts_are_embedded_as_on_the_cpu() {
 fn dense_and_sparse_are_timed_side_by_side() {
     let Some(device) = emulated() else { return };
     let tiny = Tiny::pruned();
-    let settings = bench::Settings { device, prompt: 5, decode: 4, batch: 2, rounds: 1, ..bench::Settings::default() };
+    let settings = bench::Settings { device, prompt: 3, decode: 2, batch: 1, rounds: 1, ..bench::Settings::default() };
     let rows = bench(&tiny.path("sparse"), &settings, &ProgressBar::hidden()).unwrap();
     let names: Vec<(&str, &str)> = rows.iter().map(|row| (row.phase, &row.variant[..])).collect();
     assert_eq!(names, [("prefill", "dense"), ("prefill", "sparse"), ("decode", "dense"), ("decode", "sparse")]);

@@ -76,10 +76,16 @@ impl Device {
         Ok(function)
     }
 
+    /// Makes the GPU that of this thread, for calls that cudarc does not wrap.
+    fn bind(&self, doing: &'static str) -> Result<()> {
+        self.stream.context().bind_to_thread().map_err(failed(doing))
+    }
+
     fn library(&self) -> Result<&Library> {
         if let Some(library) = self.library.get() {
             return Ok(library);
         }
+        self.bind("asking cuBLASLt")?;
         let library = Library::new(&self.stream)?;
         Ok(self.library.get_or_init(|| library))
     }
@@ -112,7 +118,7 @@ impl Machine for Device {
 
     fn write(&self, to: &Buffer, bytes: &[u8]) -> Result<()> {
         check(to, bytes.len())?;
-        self.stream.context().bind_to_thread().map_err(failed("copying to the GPU"))?;
+        self.bind("copying to the GPU")?;
         // SAFETY: the buffer is ours and large enough. Memory of the host that is not pinned is copied before this returns.
         let copied = unsafe { result::memcpy_htod_async(to.address(), bytes, self.stream.cu_stream()) };
         copied.map_err(failed("copying to the GPU"))
@@ -121,7 +127,7 @@ impl Machine for Device {
     fn read(&self, from: &Buffer, bytes: usize) -> Result<Vec<u8>> {
         check(from, bytes)?;
         let mut read = vec![0; bytes];
-        self.stream.context().bind_to_thread().map_err(failed("copying from the GPU"))?;
+        self.bind("copying from the GPU")?;
         // SAFETY: the buffer is ours and large enough, and `read` lives until the copy is done.
         let copied = unsafe { result::memcpy_dtoh_async(&mut read, from.address(), self.stream.cu_stream()) };
         copied.map_err(failed("copying from the GPU"))?;
@@ -148,7 +154,9 @@ impl Machine for Device {
     }
 
     fn multiply(&self, product: &DenseProduct) -> Result<()> {
-        self.library()?.multiply(product)
+        let library = self.library()?;
+        self.bind("asking cuBLASLt for a product")?;
+        library.multiply(product)
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -72,7 +72,7 @@ pub fn pruned(folder: &Path, values: ValueType, patterns: &[Option<&str>]) -> te
 pub fn samples(config: &Config, count: usize) -> Vec<Sample> {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     let mut tokens = |lengths: [usize; 3], vocab: usize| -> Vec<Sample> {
-        let mut text = |len: usize| Sample::Tokens((0..len).map(|_| rng.random_range(0..vocab as u32)).collect());
+        let text = |len: usize| Sample::Tokens((0..len).map(|_| rng.random_range(0..vocab as u32)).collect());
         lengths.into_iter().cycle().take(count).map(text).collect()
     };
     match config {
