@@ -185,7 +185,7 @@ impl Dense {
 
     fn product(&self, machine: &dyn Machine, x: &Activations, y: &mut Activations, add: bool) -> Result<()> {
         y.check("result", self.half, self.rows, x.tokens())?;
-        self.into_buffer(machine, x, &y.data, false, add)
+        self.launch(machine, x, &y.data, false, add)
     }
 
     /// `y = W x` in f32, `[R, stride]` of the activations' stride.
@@ -194,10 +194,10 @@ impl Dense {
         if y.bytes() < want {
             return Err(Error::Shape { what: "result", want, got: y.bytes() });
         }
-        self.into_buffer(machine, x, y, true, false)
+        self.launch(machine, x, y, true, false)
     }
 
-    fn into_buffer(&self, machine: &dyn Machine, x: &Activations, y: &Buffer, wide: bool, add: bool) -> Result<()> {
+    fn launch(&self, machine: &dyn Machine, x: &Activations, y: &Buffer, wide: bool, add: bool) -> Result<()> {
         x.check("activations", self.half, self.cols, x.tokens())?;
         if x.tokens() == 0 {
             return Ok(());

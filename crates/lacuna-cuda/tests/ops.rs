@@ -310,7 +310,7 @@ fn every_kernel_between_products_runs() {
     let machine = Arc::new(machine);
     for half in HALVES {
         for centred in [false, true] {
-            let bias = vec![0.0; 8];
+            let bias = [0.0; 8];
             let norm = Norm::upload(&*machine, &[1.0; 8], centred.then_some(&bias[..]), 1e-6).unwrap();
             norm.apply_in_place(&*machine, &mut random(&machine, &mut rng, half, [8, 2], 1.0).1).unwrap();
         }

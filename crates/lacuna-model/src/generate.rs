@@ -98,7 +98,9 @@ pub fn generate_on<S: Sequences>(
         }
         let batch: Vec<(usize, &[u32])> = active.iter().map(|&i| (i, &inputs[i][..])).collect();
         let logits = sequences.extend(&batch)?;
-        active.iter().for_each(|&i| lengths[i] += inputs[i].len());
+        for &i in &active {
+            lengths[i] += inputs[i].len();
+        }
         let mut ended = vec![];
         for (column, &i) in active.iter().enumerate() {
             let scores: Vec<f32> = (0..logits.rows()).map(|v| logits.row(v)[column]).collect();

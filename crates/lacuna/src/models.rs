@@ -1,7 +1,10 @@
 //! Models in memory, on the CPU or on a GPU behind the same calls.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use lacuna_core::Matrix;
+use lacuna_cuda::Machine;
 use lacuna_cuda::model::{self as cuda, Session, half_of};
 use lacuna_format::Checkpoint;
 use lacuna_model::{
@@ -17,9 +20,9 @@ const CUDA_TOKENS: usize = 16_384;
 /// A model that continues texts.
 pub enum DecoderModel {
     /// on the CPU
-    Cpu(Decoder),
+    Cpu(Box<Decoder>),
     /// on a GPU
-    Cuda(cuda::Decoder),
+    Cuda(Box<cuda::Decoder>),
 }
 
 /// What a decoder made of whole texts, behind the last norm.
@@ -37,10 +40,11 @@ impl DecoderModel {
         execution: Execution,
     ) -> Result<Self> {
         Ok(match device {
-            Device::Cpu => Self::Cpu(Decoder::load(checkpoint, config, execution)?),
+            Device::Cpu => Self::Cpu(Box::new(Decoder::load(checkpoint, config, execution)?)),
             Device::Cuda(machine) => {
                 let half = half_of(checkpoint, &Config::Decoder(config.clone()));
-                Self::Cuda(cuda::Decoder::load(machine.clone(), checkpoint, config, half, execution.packed)?)
+                let model = cuda::Decoder::load(machine.clone(), checkpoint, config, half, execution.packed)?;
+                Self::Cuda(Box::new(model))
             }
         })
     }
@@ -111,15 +115,15 @@ pub struct CudaEncoder<'a> {
 
 impl<'a> CudaEncoder<'a> {
     fn load(
-        machine: &std::sync::Arc<dyn lacuna_cuda::Machine>,
+        machine: &Arc<dyn Machine>,
         checkpoint: &'a Checkpoint,
         config: Config,
         execution: Execution,
-    ) -> Result<Self> {
+    ) -> Result<Box<Self>> {
         let half = half_of(checkpoint, &config);
         let blocks = cuda::Encoder::load(machine.clone(), checkpoint, config.blocks(), half, execution.packed)?;
         let ending = Ending::load(checkpoint, &config, Execution { packed: execution.packed, ..Execution::EXACT })?;
-        Ok(Self { checkpoint, config, blocks, ending })
+        Ok(Box::new(Self { checkpoint, config, blocks, ending }))
     }
 
     /// Of each input a column.
@@ -138,9 +142,9 @@ impl<'a> CudaEncoder<'a> {
 /// A model that turns texts into vectors.
 pub enum TextModel<'a> {
     /// on the CPU
-    Cpu(TextEncoder),
+    Cpu(Box<TextEncoder>),
     /// on a GPU
-    Cuda(CudaEncoder<'a>),
+    Cuda(Box<CudaEncoder<'a>>),
 }
 
 impl<'a> TextModel<'a> {
@@ -152,7 +156,7 @@ impl<'a> TextModel<'a> {
         execution: Execution,
     ) -> Result<Self> {
         Ok(match device {
-            Device::Cpu => Self::Cpu(TextEncoder::load(checkpoint, config, execution)?),
+            Device::Cpu => Self::Cpu(Box::new(TextEncoder::load(checkpoint, config, execution)?)),
             Device::Cuda(machine) => {
                 Self::Cuda(CudaEncoder::load(machine, checkpoint, Config::Text(config.clone()), execution)?)
             }
@@ -173,9 +177,9 @@ impl<'a> TextModel<'a> {
 /// A model that tells what images show.
 pub enum VisionModel<'a> {
     /// on the CPU
-    Cpu(VisionEncoder),
+    Cpu(Box<VisionEncoder>),
     /// on a GPU
-    Cuda(CudaEncoder<'a>),
+    Cuda(Box<CudaEncoder<'a>>),
 }
 
 impl<'a> VisionModel<'a> {
@@ -187,7 +191,7 @@ impl<'a> VisionModel<'a> {
         execution: Execution,
     ) -> Result<Self> {
         Ok(match device {
-            Device::Cpu => Self::Cpu(VisionEncoder::load(checkpoint, config, execution)?),
+            Device::Cpu => Self::Cpu(Box::new(VisionEncoder::load(checkpoint, config, execution)?)),
             Device::Cuda(machine) => {
                 Self::Cuda(CudaEncoder::load(machine, checkpoint, Config::Vision(config.clone()), execution)?)
             }

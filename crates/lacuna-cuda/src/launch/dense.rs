@@ -2,6 +2,7 @@
 //! some products.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -67,10 +68,10 @@ impl Library {
         }
         let shape = Shape { half, rows, cols, tokens, stride, wide };
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if !plans.contains_key(&shape) {
-            plans.insert(shape, Plan::new(self.handle, shape)?);
-        }
-        let plan = &plans[&shape];
+        let plan = match plans.entry(shape) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(Plan::new(self.handle, shape)?),
+        };
         let (one, beta) = (1.0_f32, if add { 1.0_f32 } else { 0.0 });
         let workspace = self.workspace.device_ptr(&self.stream).0;
         // SAFETY: the plan is that of the shape, the buffers are as large as it says, and both scalars, as the plan has them

@@ -150,7 +150,9 @@ impl Decoder {
         let mut hidden = Activations::empty(machine, self.half, [self.config.blocks.hidden_size, tokens.len()])?;
         let mut scratch = Scratch::empty(machine, &self.config.blocks, self.half, tokens.len())?;
         self.through(&upload_u32(machine, &tokens)?, &places, cache, &mut hidden, &mut scratch)?;
-        batch.iter().for_each(|(slot, tokens)| cache.saw(*slot, tokens.len()));
+        for (slot, tokens) in batch {
+            cache.saw(*slot, tokens.len());
+        }
         Ok(hidden)
     }
 

@@ -13,7 +13,7 @@ use crate::weights::{Dense, Sparse};
 /// `y = W·x + b`.
 pub enum Linear {
     /// with its bias in it
-    Sparse(Sparse),
+    Sparse(Box<Sparse>),
     /// a weight and its bias, which is rounded on its way to the sum
     Dense(Dense, Option<Buffer>),
 }
@@ -47,9 +47,9 @@ impl Linear {
         }
         match packed_as {
             PackedAs::Dense => dense(&mut packed.unpack().into_data().into_iter()),
-            PackedAs::Sparse => {
-                Sparse::upload(machine, &packed, bias.as_deref(), half).map(Self::Sparse).map_err(in_layer)
-            }
+            PackedAs::Sparse => Sparse::upload(machine, &packed, bias.as_deref(), half)
+                .map(|weight| Self::Sparse(Box::new(weight)))
+                .map_err(in_layer),
         }
     }
 

@@ -45,7 +45,7 @@ impl<'a> Session<'a> {
             self.run_step()?;
         }
         let step = self.step.as_ref().expect("just made");
-        let bytes = self.decoder.machine().read(&step.tokens, size_of::<u32>() * tokens.len())?;
+        let bytes = self.decoder.machine().read(&step.tokens, size_of_val(tokens))?;
         Ok(bytes.as_chunks().0.iter().map(|&bytes| u32::from_le_bytes(bytes)).collect())
     }
 

@@ -133,7 +133,7 @@ impl Drop for Memory {
     fn drop(&mut self) {
         let mut pipe = self.1.lock().unwrap_or_else(PoisonError::into_inner);
         // It may have ended, which some test said already.
-        let _ = pipe.to.write_all(&[b'F']).and_then(|()| pipe.to.write_all(&self.0.to_le_bytes()));
+        let _ = pipe.to.write_all(b"F").and_then(|()| pipe.to.write_all(&self.0.to_le_bytes()));
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a model's output should be, and how far rounding to 16 bits may take it from that.
 
+#![allow(dead_code, reason = "each program uses a part")]
+
 use lacuna_core::Matrix;
 use lacuna_cuda::HalfType;
 use lacuna_format::Checkpoint;

@@ -151,9 +151,9 @@ fn time_decoder(model: &Decoder, prompts: &[Vec<u32>], decode: usize) -> Vec<f64
     let next = |i: usize| prompts.iter().map(|prompt| vec![prompt[i % prompt.len()]]).collect::<Vec<_>>();
     let started = Instant::now();
     step(prompts);
-    let prefill = started.elapsed();
+    let prefill = started.elapsed().as_secs_f64();
     (0..decode).for_each(|i| step(&next(i)));
-    vec![prefill.as_secs_f64(), (started.elapsed() - prefill).as_secs_f64()]
+    vec![prefill, started.elapsed().as_secs_f64() - prefill]
 }
 
 fn seconds<E>(run: impl FnOnce() -> std::result::Result<(), E>) -> std::result::Result<f64, E> {
