@@ -4,18 +4,26 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use lacuna_core::Matrix;
-use lacuna_cuda::Machine;
 use lacuna_cuda::model::{self as cuda, Session, half_of};
+use lacuna_cuda::{HalfType, Machine};
 use lacuna_format::Checkpoint;
 use lacuna_model::{
-    Cache, Config, Decoder, DecoderConfig, Ending, Execution, Generation, Sample, Sampling, TextConfig, TextEncoder,
-    VisionConfig, VisionEncoder, generate, generate_on, runs,
+    Activations, Cache, Config, Decoder, DecoderConfig, Ending, Execution, Generation, Sample, Sampling, TextConfig,
+    TextEncoder, VisionConfig, VisionEncoder, generate, generate_on, runs,
 };
 
 use crate::device::Device;
 
 /// Tokens that a GPU encodes at once.
 const CUDA_TOKENS: usize = 16_384;
+
+/// The type of weights and activations on a GPU: bfloat16 where activations shall be, else what the checkpoint suggests.
+fn half(checkpoint: &Checkpoint, config: &Config, execution: Execution) -> HalfType {
+    match execution.activations {
+        Activations::Bf16 => HalfType::Bf16,
+        Activations::F32 => half_of(checkpoint, config),
+    }
+}
 
 /// A model that continues texts.
 pub enum DecoderModel {
@@ -32,7 +40,7 @@ pub(crate) enum Hidden {
 }
 
 impl DecoderModel {
-    /// Reads all weights. On a GPU activations are of the checkpoint's 16-bit type, or f16, whatever the execution says.
+    /// Reads all weights.
     pub fn load(
         device: &Device,
         checkpoint: &Checkpoint,
@@ -42,7 +50,7 @@ impl DecoderModel {
         Ok(match device {
             Device::Cpu => Self::Cpu(Box::new(Decoder::load(checkpoint, config, execution)?)),
             Device::Cuda(machine) => {
-                let half = half_of(checkpoint, &Config::Decoder(config.clone()));
+                let half = half(checkpoint, &Config::Decoder(config.clone()), execution);
                 let model = cuda::Decoder::load(machine.clone(), checkpoint, config, half, execution.packed)?;
                 Self::Cuda(Box::new(model))
             }
@@ -120,7 +128,7 @@ impl<'a> CudaEncoder<'a> {
         config: Config,
         execution: Execution,
     ) -> Result<Box<Self>> {
-        let half = half_of(checkpoint, &config);
+        let half = half(checkpoint, &config, execution);
         let blocks = cuda::Encoder::load(machine.clone(), checkpoint, config.blocks(), half, execution.packed)?;
         let ending = Ending::load(checkpoint, &config, Execution { packed: execution.packed, ..Execution::EXACT })?;
         Ok(Box::new(Self { checkpoint, config, blocks, ending }))

@@ -30,7 +30,7 @@ fn a_missing_gpu_is_one_line_that_points_to_doctor() {
     let tiny = Tiny::pruned();
     let activations = "--device cuda --activations f32";
     for command in ["run sparse word", "eval sparse --data held.jsonl", "bench sparse"] {
-        refuses(&tiny, &format!("{command} {activations}"), 2, &["--activations is for the CPU"]);
+        refuses(&tiny, &format!("{command} {activations}"), 2, &["--activations f32 is for the CPU"]);
     }
     let found = launch::found();
     if found.driver.is_some() {
@@ -94,6 +94,18 @@ fn texts_are_continued_as_on_the_cpu() {
         });
         assert_eq!(cpu, gpu, "temperature {temperature}");
     }
+}
+
+#[test]
+fn a_layer_that_no_kernel_takes_is_named() {
+    let Some(device) = emulated() else { return };
+    let tiny = Tiny::new();
+    tiny.lacuna("prune model sparse --pattern 8:2:5 --recipe magnitude").ok();
+    let checkpoint = Checkpoint::open(&tiny.path("sparse")).unwrap();
+    let config = family::decoder(&checkpoint).unwrap();
+    let refused = DecoderModel::load(&device, &checkpoint, &config, Execution::EXACT).err().unwrap().to_string();
+    let words = ["model.layers.0.self_attn.q_proj: ", "V = 8", "prune with another --pattern"];
+    assert!(words.iter().all(|word| refused.contains(word)), "{refused}");
 }
 
 #[test]

@@ -24,13 +24,13 @@ enum DeviceName {
 }
 
 impl DeviceArgs {
-    /// Takes it. Refuses a type for activations, of which a GPU has no choice.
+    /// Takes it. Refuses activations of 32 bits on a GPU.
     pub(super) fn open(&self, activations: Option<ActivationsName>) -> Result<Device> {
         match self.device {
             DeviceName::Cpu => Ok(Device::Cpu),
-            DeviceName::Cuda if activations.is_some() => {
+            DeviceName::Cuda if matches!(activations, Some(ActivationsName::F32)) => {
                 let problem =
-                    "--activations is for the CPU: on a GPU they have the checkpoint's 16-bit type, so leave it out";
+                    "--activations f32 is for the CPU: on a GPU they have 16 bits, so leave it out, or ask for bf16";
                 Err(UsageError(problem.to_owned()).into())
             }
             DeviceName::Cuda => Device::cuda(),
