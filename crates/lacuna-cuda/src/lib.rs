@@ -23,6 +23,6 @@ mod weights;
 pub use activations::Activations;
 pub use error::{Error, Result};
 pub use kernels::{Kernel, Launch, Limits, all, choose, probe_source, source};
-pub use machine::{Buffer, Call, DenseProduct, Machine, Recording};
+pub use machine::{Buffer, Call, DenseProduct, Machine, OuterProduct, Recording};
 pub use tiles::{Codes, HalfType, NO_COLUMN, Tiles, stride};
-pub use weights::{Dense, Sparse};
+pub use weights::{Dense, Sparse, add_outer};

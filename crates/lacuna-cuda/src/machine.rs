@@ -30,6 +30,9 @@ pub trait Machine: Send + Sync {
     /// Multiplies by a dense weight.
     fn multiply(&self, product: &DenseProduct) -> Result<()>;
 
+    /// Adds the product of two matrices over their tokens to a third.
+    fn add_outer(&self, product: &OuterProduct) -> Result<()>;
+
     /// Waits until all work is done; an error of any of it comes to light here.
     fn synchronize(&self) -> Result<()>;
 
@@ -148,4 +151,20 @@ pub struct DenseProduct<'a> {
     pub wide: bool,
     /// whether the product is added to what `y` holds
     pub add: bool,
+}
+
+/// `out[R, K] += left[R, T] x[K, T]ᵀ`, all f32.
+pub struct OuterProduct<'a> {
+    /// `[R, T]`
+    pub left: &'a Buffer,
+    /// `[K, T]`
+    pub x: &'a Buffer,
+    /// `[R, K]`
+    pub out: &'a Buffer,
+    /// R
+    pub rows: usize,
+    /// K
+    pub cols: usize,
+    /// T
+    pub tokens: usize,
 }

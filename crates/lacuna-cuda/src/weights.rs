@@ -1,11 +1,11 @@
 //! Weights in the memory of a machine, sparse and dense, and their products.
 
-use lacuna_core::Packed;
+use lacuna_core::{Matrix, Packed};
 
 use crate::activations::{Activations, upload_bytes, upload_f32, upload_u32};
 use crate::error::{Error, Result};
 use crate::kernels::{Kernel, choose};
-use crate::machine::{Buffer, Call, DenseProduct, Machine, Operands};
+use crate::machine::{Buffer, Call, DenseProduct, Machine, Operands, OuterProduct};
 use crate::tiles::{HalfType, Tiles};
 
 /// A sparse weight `[R, K]` with its bias.
@@ -221,4 +221,27 @@ fn duplicate(machine: &dyn Machine, buffer: &Buffer) -> Result<Buffer> {
     let copy = machine.allocate(buffer.bytes())?;
     machine.write(&copy, &machine.read(buffer, buffer.bytes())?)?;
     Ok(copy)
+}
+
+/// `out[R, K] += left[R, T] x[K, T]ᵀ` of the CPU's memory, on a machine: the products of calibration.
+pub fn add_outer(machine: &dyn Machine, out: &mut Matrix, left: &Matrix, x: &Matrix) -> Result<()> {
+    for (what, want, got) in [
+        ("tokens of both factors", x.cols(), left.cols()),
+        ("rows of a sum of products", left.rows(), out.rows()),
+        ("columns of a sum of products", x.rows(), out.cols()),
+    ] {
+        if want != got {
+            return Err(Error::Shape { what, want, got });
+        }
+    }
+    let (left_on, x_on) = (upload_f32(machine, left.data())?, upload_f32(machine, x.data())?);
+    let sum = upload_f32(machine, out.data())?;
+    let (rows, cols, tokens) = (left.rows(), x.rows(), x.cols());
+    if tokens > 0 {
+        machine.add_outer(&OuterProduct { left: &left_on, x: &x_on, out: &sum, rows, cols, tokens })?;
+    }
+    let bytes = machine.read(&sum, sum.bytes())?;
+    let values = bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes));
+    out.data_mut().iter_mut().zip(values).for_each(|(out, value)| *out = value);
+    Ok(())
 }

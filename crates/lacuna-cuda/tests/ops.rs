@@ -14,7 +14,7 @@ use std::sync::Arc;
 use emulator::Emulator;
 use lacuna_cuda::model::{Decoder, Session};
 use lacuna_cuda::ops::{Angles, CacheShape, LayerCache, Norm, Places, Rows, activate, attend, place};
-use lacuna_cuda::{Activations, HalfType, Kernel, Limits, all};
+use lacuna_cuda::{Activations, HalfType, Kernel, Limits, add_outer, all};
 use lacuna_format::Checkpoint;
 use lacuna_model::{Activation, BlockConfig, PackedAs, RopeConfig, Sequences, family};
 use rand::{Rng, SeedableRng};
@@ -301,6 +301,25 @@ fn attention_is_its_definition() {
             case.check(&machine, &mut rng);
         }
     }
+}
+
+#[test]
+fn outer_products_are_added() {
+    let Some(machine) = machine() else { return };
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    let (left, x) = (support::random_matrix(&mut rng, 5, 9), support::random_matrix(&mut rng, 7, 9));
+    let before = support::random_matrix(&mut rng, 5, 7);
+    let mut sum = before.clone();
+    add_outer(&machine, &mut sum, &left, &x).unwrap();
+    for i in 0..5 {
+        for j in 0..7 {
+            let terms = left.row(i).iter().zip(x.row(j)).map(|(a, b)| f64::from(*a) * f64::from(*b));
+            let want = f64::from(before.row(i)[j]) + terms.sum::<f64>();
+            // 10 terms of at most 1.
+            assert!((f64::from(sum.row(i)[j]) - want).abs() <= 10.0 * 10.0 * EPSILON, "row {i}, column {j}");
+        }
+    }
+    assert!(add_outer(&machine, &mut sum, &x, &left).is_err());
 }
 
 #[test]

@@ -85,6 +85,7 @@ pub fn demo(seed: u64, progress: &ProgressBar) -> Result<Shown> {
                 length: None,
                 seed,
             }),
+            device: Device::Cpu,
             force: false,
         };
         let pruned = dir.path().join(pattern.replace(':', "-"));

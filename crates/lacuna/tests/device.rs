@@ -12,12 +12,18 @@ use common::{Tiny, refuses};
 use emulator::Emulator;
 use lacuna::ProgressBar;
 use lacuna::bench::{self, bench};
+use lacuna::calibrate::Calibration;
 use lacuna::device::Device;
 use lacuna::eval::{Details, Settings, evaluate};
 use lacuna::models::{DecoderModel, TextModel};
+use lacuna::modules::Selector;
+use lacuna::prune::{Job, Options, Patterns};
+use lacuna::recipe::Recipe;
 use lacuna_cuda::{Limits, launch};
 use lacuna_format::Checkpoint;
 use lacuna_model::{Execution, Sampling, family};
+use lacuna_prune::Update;
+use serde_json::{Value, json};
 
 const LIMITS: Limits = Limits { shared_bytes: 99 << 10, multiprocessors: 20 };
 
@@ -37,7 +43,8 @@ fn a_missing_gpu_is_one_line_that_points_to_doctor() {
         eprintln!("SKIPPED: there is a driver, so nothing says that it is missing");
         return;
     }
-    for command in ["run sparse word", "eval sparse --data held.jsonl", "bench sparse"] {
+    let prune = "prune model out --pattern 16:2:8 --calibration text.txt";
+    for command in ["run sparse word", "eval sparse --data held.jsonl", "bench sparse", prune] {
         let missing = ["--device cuda", "the NVIDIA driver (libcuda) was not found", "lacuna doctor"];
         refuses(&tiny, &format!("{command} --device cuda"), 1, &missing);
         refuses(&tiny, &format!("{command} --device gpu"), 2, &["--device", "cpu, cuda"]);
@@ -126,6 +133,35 @@ fn texts_are_embedded_as_on_the_cpu() {
         // As above.
         assert!(off <= 0.006 * norm(&mut cpu.iter().copied()), "{off} off");
     }
+}
+
+#[test]
+fn calibration_sums_on_the_gpu_what_it_sums_on_the_cpu() {
+    let Some(device) = emulated() else { return };
+    let tiny = Tiny::new();
+    for (output, device) in [("cpu", Device::Cpu), ("gpu", device)] {
+        let options = Options {
+            patterns: Patterns::Uniform("16:2:5".parse().unwrap()),
+            // Masks that no last bit of a sum decides on.
+            recipe: Recipe { update: Update::Lsq, ..Recipe::named("magnitude").unwrap() },
+            values: None,
+            layers: Selector::default(),
+            calibration: Some(Calibration { data: tiny.path("text.txt"), samples: 40, length: Some(12), seed: 0 }),
+            device,
+            force: false,
+        };
+        Job::new(&tiny.path("model"), options).unwrap().run(&tiny.path(output), &ProgressBar::hidden()).unwrap();
+    }
+    let device = |output: &str| {
+        let config = tiny.read_json(&format!("{output}/config.json"));
+        config["quantization_config"]["recipe"]["calibration"]["device"].clone()
+    };
+    assert_eq!((device("cpu"), device("gpu")), (Value::Null, json!("cuda")));
+    let [cpu, gpu] = ["cpu", "gpu"].map(|model| figure(&tiny.path(model), &tiny.path("held.jsonl"), &Device::Cpu));
+    // Sums of f32 in another order: the last bits of the weights, which are f32 too.
+    assert!((cpu - gpu).abs() <= 1e-3, "{cpu} from the CPU's sums, {gpu} from the GPU's");
+    let dense = figure(&tiny.path("model"), &tiny.path("held.jsonl"), &Device::Cpu);
+    assert!((dense - cpu).abs() > 1e-2, "pruning changes nothing that this would see");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use super::device::failed;
 use super::found::has_cublaslt;
 use crate::error::{Error, Result};
-use crate::machine::DenseProduct;
+use crate::machine::{Buffer, DenseProduct, OuterProduct};
 use crate::tiles::HalfType;
 
 /// What NVIDIA recommends for Hopper; more than others need.
@@ -31,15 +31,20 @@ unsafe impl Send for Library {}
 // SAFETY: as above.
 unsafe impl Sync for Library {}
 
-/// What a plan depends on.
+/// A product as cuBLASLt sees it, its matrices column-major: `C[m, n] = A[m, k] B[k, n]`, sums in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Shape {
-    half: HalfType,
-    rows: usize,
-    cols: usize,
-    tokens: usize,
-    stride: usize,
+    /// type of A and B; none: f32
+    half: Option<HalfType>,
+    /// whether C is f32
     wide: bool,
+    m: usize,
+    n: usize,
+    k: usize,
+    /// values from one column to the next, of A, B and C
+    strides: [usize; 3],
+    /// whether A lies there as `[k, m]`
+    transposed: bool,
 }
 
 impl Library {
@@ -66,7 +71,46 @@ impl Library {
                 return Err(Error::Shape { what, want, got });
             }
         }
-        let shape = Shape { half, rows, cols, tokens, stride, wide };
+        // yᵀ = xᵀ Wᵀ
+        let shape = Shape {
+            half: Some(half),
+            wide,
+            m: tokens,
+            n: rows,
+            k: cols,
+            strides: [stride, cols, stride],
+            transposed: false,
+        };
+        self.run(shape, [x, weight, y], add)
+    }
+
+    /// Adds an outer product. Refuses buffers that are too small for it.
+    pub(super) fn add_outer(&self, product: &OuterProduct) -> Result<()> {
+        let OuterProduct { left, x, out, rows, cols, tokens } = *product;
+        for (what, want, got) in [
+            ("the left factor of an outer product", rows * tokens, left.bytes()),
+            ("the right factor of an outer product", cols * tokens, x.bytes()),
+            ("the sum of outer products", rows * cols, out.bytes()),
+        ] {
+            if size_of::<f32>() * want > got {
+                return Err(Error::Shape { what, want: size_of::<f32>() * want, got });
+            }
+        }
+        // outᵀ += x leftᵀ
+        let shape = Shape {
+            half: None,
+            wide: true,
+            m: cols,
+            n: rows,
+            k: tokens,
+            strides: [tokens, tokens, cols],
+            transposed: true,
+        };
+        self.run(shape, [x, left, out], true)
+    }
+
+    /// The buffers are as large as the shape says.
+    fn run(&self, shape: Shape, [a, b, c]: [&Buffer; 3], add: bool) -> Result<()> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = match plans.entry(shape) {
             Entry::Occupied(known) => known.into_mut(),
@@ -74,22 +118,22 @@ impl Library {
         };
         let (one, beta) = (1.0_f32, if add { 1.0_f32 } else { 0.0 });
         let workspace = self.workspace.device_ptr(&self.stream).0;
-        // SAFETY: the plan is that of the shape, the buffers are as large as it says, and both scalars, as the plan has them
-        // on the host and in f32, outlive the call. The stream runs everything in order, so the workspace is free.
+        // SAFETY: the plan is that of the shape, the callers have held the buffers against it, and both scalars, as the plan
+        // has them on the host and in f32, outlive the call. The stream runs everything in order, so the workspace is free.
         unsafe {
             result::matmul(
                 self.handle,
                 plan.product,
                 (&raw const one).cast::<c_void>(),
                 (&raw const beta).cast::<c_void>(),
-                x.address() as *const c_void,
-                plan.x,
-                weight.address() as *const c_void,
-                plan.weight,
-                y.address() as *const c_void,
-                plan.y,
-                y.address() as *mut c_void,
-                plan.y,
+                a.address() as *const c_void,
+                plan.a,
+                b.address() as *const c_void,
+                plan.b,
+                c.address() as *const c_void,
+                plan.c,
+                c.address() as *mut c_void,
+                plan.c,
                 &raw const plan.algorithm,
                 workspace as *mut c_void,
                 WORKSPACE,
@@ -108,12 +152,12 @@ impl Drop for Library {
     }
 }
 
-/// How cuBLASLt runs products of one shape. Its matrices are column-major, so it sees yᵀ = xᵀ Wᵀ.
+/// How cuBLASLt runs products of one shape.
 struct Plan {
     product: sys::cublasLtMatmulDesc_t,
-    x: sys::cublasLtMatrixLayout_t,
-    weight: sys::cublasLtMatrixLayout_t,
-    y: sys::cublasLtMatrixLayout_t,
+    a: sys::cublasLtMatrixLayout_t,
+    b: sys::cublasLtMatrixLayout_t,
+    c: sys::cublasLtMatrixLayout_t,
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
@@ -122,26 +166,37 @@ unsafe impl Send for Plan {}
 
 impl Plan {
     fn new(library: sys::cublasLtHandle_t, shape: Shape) -> Result<Self> {
-        let Shape { half, rows, cols, tokens, stride, wide } = shape;
-        let half = match half {
-            HalfType::F16 => sys::cudaDataType_t::CUDA_R_16F,
-            HalfType::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
-        };
+        let Shape { half, wide, m, n, k, strides, transposed } = shape;
         let single = sys::cudaDataType_t::CUDA_R_32F;
+        let of = match half {
+            Some(HalfType::F16) => sys::cudaDataType_t::CUDA_R_16F,
+            Some(HalfType::Bf16) => sys::cudaDataType_t::CUDA_R_16BF,
+            None => single,
+        };
         let layout = |of, rows: usize, cols: usize, stride: usize| {
             result::create_matrix_layout(of, rows as u64, cols as u64, stride as i64).map_err(failed_blas)
         };
         let sums = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
         let mut plan = Self {
             product: result::create_matmul_desc(sums, single).map_err(failed_blas)?,
-            x: std::ptr::null_mut(),
-            weight: std::ptr::null_mut(),
-            y: std::ptr::null_mut(),
+            a: std::ptr::null_mut(),
+            b: std::ptr::null_mut(),
+            c: std::ptr::null_mut(),
             algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
         };
-        plan.x = layout(half, tokens, cols, stride)?;
-        plan.weight = layout(half, cols, rows, cols)?;
-        plan.y = layout(if wide { single } else { half }, tokens, rows, stride)?;
+        let a_shape = if transposed { [k, m] } else { [m, k] };
+        plan.a = layout(of, a_shape[0], a_shape[1], strides[0])?;
+        plan.b = layout(of, k, n, strides[1])?;
+        plan.c = layout(if wide { single } else { of }, m, n, strides[2])?;
+        if transposed {
+            let which = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
+            // CUBLAS_OP_T
+            let turn = 1_i32;
+            let value = (&raw const turn).cast::<c_void>();
+            // SAFETY: the description was made above; the attribute is an operation, which outlives the call.
+            let set = unsafe { result::set_matmul_desc_attribute(plan.product, which, value, size_of_val(&turn)) };
+            set.map_err(failed_blas)?;
+        }
         let preference = Preference(result::create_matmul_pref().map_err(failed_blas)?);
         let most = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         let workspace = WORKSPACE;
@@ -154,15 +209,7 @@ impl Plan {
                 size_of::<usize>(),
             )
             .and_then(|()| {
-                result::get_matmul_algo_heuristic(
-                    library,
-                    plan.product,
-                    plan.x,
-                    plan.weight,
-                    plan.y,
-                    plan.y,
-                    preference.0,
-                )
+                result::get_matmul_algo_heuristic(library, plan.product, plan.a, plan.b, plan.c, plan.c, preference.0)
             })
         };
         plan.algorithm = found.map_err(failed_blas)?.algo;
@@ -175,7 +222,7 @@ impl Drop for Plan {
         // SAFETY: made by `new`, destroyed once; those that were not made are null. Nothing is to be done about a failure.
         unsafe {
             let _ = result::destroy_matmul_desc(self.product);
-            for layout in [self.x, self.weight, self.y].into_iter().filter(|layout| !layout.is_null()) {
+            for layout in [self.a, self.b, self.c].into_iter().filter(|layout| !layout.is_null()) {
                 let _ = result::destroy_matrix_layout(layout);
             }
         }

@@ -15,7 +15,7 @@ use super::dense::Library;
 use super::found::{Gpu, describe, has_driver};
 use crate::error::{Error, Result};
 use crate::kernels::{Limits, source};
-use crate::machine::{Buffer, Call, DenseProduct, Machine, Recording};
+use crate::machine::{Buffer, Call, DenseProduct, Machine, OuterProduct, Recording};
 
 /// A GPU that is in use. All work goes through one stream, in order.
 pub struct Device {
@@ -157,6 +157,12 @@ impl Machine for Device {
         let library = self.library()?;
         self.bind("asking cuBLASLt for a product")?;
         library.multiply(product)
+    }
+
+    fn add_outer(&self, product: &OuterProduct) -> Result<()> {
+        let library = self.library()?;
+        self.bind("asking cuBLASLt for a product")?;
+        library.add_outer(product)
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -10,6 +10,8 @@
 //                                           runs a kernel
 //   D  u32 is bf16, rows, cols, tokens, stride, wide, add; u64 weight, x, y
 //                                           a dense product, by its definition
+//   G  u32 rows, cols, tokens; u64 left, x, out
+//                                           adds an outer product, by its definition
 #include "attention.cu"
 #include "decode.cu"
 #include "elementwise.cu"
@@ -116,6 +118,19 @@ void command_dense() {
     else dense<F16>(n, w_data, x_data, y_data);
 }
 
+void command_outer() {
+    u32 rows = number<u32>(), cols = number<u32>(), tokens = number<u32>();
+    u64 left = number<u64>(), x = number<u64>(), out = number<u64>();
+    const float *l = (const float *)buffer(left, 4ul * rows * tokens).data;
+    const float *r = (const float *)buffer(x, 4ul * cols * tokens).data;
+    float *sums = (float *)buffer(out, 4ul * rows * cols).data;
+    for (u64 i = 0; i < rows; i++) {
+        for (u64 j = 0; j < cols; j++) {
+            for (u64 t = 0; t < tokens; t++) sums[i * cols + j] += l[i * tokens + t] * r[j * tokens + t];
+        }
+    }
+}
+
 using Run = void (*)(const std::vector<u8> &);
 
 /// Calls a kernel with the struct that it takes.
@@ -162,6 +177,7 @@ int main() {
         case 'E': block.eager = number<u32>() != 0; break;
         case 'L': command_launch(block, kernels); break;
         case 'D': command_dense(); break;
+        case 'G': command_outer(); break;
         default: emulate::fail("no such command");
         }
     }

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use lacuna_cuda::{Buffer, Call, DenseProduct, Error, HalfType, Kernel, Limits, Machine, Recording, Result, all};
+use lacuna_cuda::{
+    Buffer, Call, DenseProduct, Error, HalfType, Kernel, Limits, Machine, OuterProduct, Recording, Result, all,
+};
 
 /// The kernels as a program, or why there is none.
 pub fn program() -> Option<&'static Path> {
@@ -192,6 +194,14 @@ impl Machine for Emulator {
         let mut bytes = words(&[is_bf16, rows, cols, tokens, stride, usize::from(wide), usize::from(add)]);
         bytes.extend([weight, x, y].iter().flat_map(|buffer| buffer.address().to_le_bytes()));
         self.pipe().work(b'D', bytes);
+        Ok(())
+    }
+
+    fn add_outer(&self, product: &OuterProduct) -> Result<()> {
+        let OuterProduct { left, x, out, rows, cols, tokens } = *product;
+        let mut bytes = words(&[rows, cols, tokens]);
+        bytes.extend([left, x, out].iter().flat_map(|buffer| buffer.address().to_le_bytes()));
+        self.pipe().work(b'G', bytes);
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! The flag that says where a model runs, shared by `run`, `eval` and `bench`.
+//! The flag that says where products are computed, shared by `run`, `eval`, `bench` and `prune`.
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -10,7 +10,7 @@ use super::ActivationsName;
 /// Where a model runs.
 #[derive(clap::Args)]
 pub(super) struct DeviceArgs {
-    /// Where the model runs; a GPU needs what `lacuna doctor` lists
+    /// Where to compute; a GPU needs what `lacuna doctor` lists
     #[arg(long, value_enum, default_value_t = DeviceName::Cpu, value_name = "DEVICE")]
     device: DeviceName,
 }

@@ -18,6 +18,6 @@ pub(super) fn run(ui: &Ui) {
             format!("{:10}{found}\n{}", part.part, costs.collect::<String>())
         };
         parts.iter().map(line).collect::<String>()
-            + "\nModels run on the CPU, or with --device cuda of run, eval and bench on the first GPU.\n"
+            + "\nModels run on the CPU, or with --device cuda on the first GPU.\n"
     });
 }
