@@ -22,7 +22,7 @@ PYTHON
 export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$libraries${libraries:+:}/usr/local/cuda/lib64
 
 failed=0
-"$binary" --record "$record" micro correct products || failed=$?
+"$binary" --record "$record" micro correct models products || failed=$?
 [ "$failed" -eq 2 ] && exit 2
 
 if python3 -c 'import torch' 2> /dev/null; then

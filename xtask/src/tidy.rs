@@ -17,7 +17,7 @@ const UNSAFE_ROOMS: [&str; 4] = [
 /// Which crates of ours a crate may use: the arrows of ARCHITECTURE.md.
 const MAY_USE: [(&str, &[&str]); 8] = [
     ("lacuna-core", &[]),
-    ("lacuna-cuda", &["lacuna-core"]),
+    ("lacuna-cuda", &["lacuna-core", "lacuna-format", "lacuna-model"]),
     ("lacuna-format", &["lacuna-core"]),
     ("lacuna-kernels", &["lacuna-core"]),
     ("lacuna-prune", &["lacuna-core", "lacuna-kernels"]),

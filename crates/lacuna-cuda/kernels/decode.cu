@@ -62,6 +62,7 @@ template <> LACUNA_DEVICE u32 Int4<Bf16>::widen_nibbles(u32 c) {
 }
 
 template <class Half, class Values, int M_TILES, int N_TILES, int WARPS> struct Decode {
+    using Operands = Product;
     static constexpr int ROWS = M_TILES * TILE_ROWS;
     static constexpr int WIDTH = N_TILES * TOKENS;
 

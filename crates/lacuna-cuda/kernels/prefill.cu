@@ -14,6 +14,7 @@ constexpr int STAGES = 3;
 
 template <class Half, int WARPS_DOWN, int WARPS_ACROSS, int M_TILES, int N_TILES, int SHARING>
 struct Prefill {
+    using Operands = Product;
     static constexpr int THREADS = WARPS_DOWN * WARPS_ACROSS * LANES;
     static constexpr int BLOCK_ROWS = WARPS_DOWN * M_TILES * TILE_ROWS;
     static constexpr int BLOCK_TOKENS = WARPS_ACROSS * N_TILES * TOKENS;

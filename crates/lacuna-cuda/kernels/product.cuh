@@ -19,7 +19,6 @@
 
 /// A k-row without a column: its activations are zero.
 constexpr u32 NO_COLUMN = 0xffffffff;
-constexpr int LANES = 32;
 constexpr int TILE_ROWS = 16;
 constexpr int STRIP_TILES = 4;
 constexpr int STEPS = 2;
@@ -65,9 +64,3 @@ struct Product {
     /// places of a slab: a multiple of 8, at most 256
     u32 slab_places;
 };
-
-/// A kernel: one instance of a template, under a name to find it by. src/kernels.rs has the table of them.
-#define LACUNA_KERNEL(name, threads, ...)                                                                              \
-    extern "C" __global__ void __launch_bounds__(threads, 1) name(const __grid_constant__ Product product) {           \
-        __VA_ARGS__(product).run();                                                                                    \
-    }

@@ -9,6 +9,17 @@ using u16 = unsigned short;
 using u32 = unsigned int;
 using u64 = unsigned long long;
 
+/// Threads of a warp.
+constexpr int LANES = 32;
+
+/// A kernel: one instance of a template, under a name to find it by, with the struct that it takes. src/kernels.rs has the
+/// table of them.
+#define LACUNA_KERNEL(name, threads, ...)                                                                              \
+    extern "C" __global__ void __launch_bounds__(threads, 1)                                                           \
+        name(const __grid_constant__ __VA_ARGS__::Operands operands) {                                                 \
+        __VA_ARGS__(operands).run();                                                                                   \
+    }
+
 #ifdef LACUNA_HOST
 #include "emulate.hpp"
 #else
@@ -64,6 +75,9 @@ LACUNA_DEVICE uint4 ldmatrix_transposed(u32 row) {
 
 /// Four bytes of the eight of `low` and `high`, chosen by the nibbles of `choice`.
 LACUNA_DEVICE u32 permute_bytes(u32 low, u32 high, u32 choice) { return __byte_perm(low, high, choice); }
+
+/// What the lane has whose number differs in the bits of `mask`.
+LACUNA_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffff, x, mask); }
 
 LACUNA_DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
 

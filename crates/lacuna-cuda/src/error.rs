@@ -60,6 +60,17 @@ pub enum Error {
         /// a length
         got: usize,
     },
+    /// a layer that cannot be brought to the GPU
+    #[error("{layer}: {why}")]
+    Layer {
+        /// its module name
+        layer: String,
+        /// why not
+        why: Box<Error>,
+    },
+    /// a checkpoint that cannot be read
+    #[error(transparent)]
+    Checkpoint(#[from] lacuna_format::Error),
     /// operands of two types
     #[error("{what}: {want} expected, {got} found")]
     Half {

@@ -1,13 +1,21 @@
-//! The table of kernels: their names, block shapes and C++, and which of them a product takes.
+//! The table of kernels: their names, block shapes and C++, and which of them a product takes. What else takes which
+//! is in `ops.rs`.
+
+use lacuna_model::Activation;
 
 use crate::tiles::{Codes, HalfType, SLABS_IN_FLIGHT, TILE_ROWS, Tiles, stride};
 
 /// The text of the kernels, by file. Those in `.cu` include those in `.cuh`.
-const SOURCES: [(&str, &str); 5] = [
+const SOURCES: [(&str, &str); 10] = [
     ("ptx.cuh", include_str!("../kernels/ptx.cuh")),
     ("product.cuh", include_str!("../kernels/product.cuh")),
     ("prefill.cu", include_str!("../kernels/prefill.cu")),
     ("decode.cu", include_str!("../kernels/decode.cu")),
+    ("norm.cu", include_str!("../kernels/norm.cu")),
+    ("place.cu", include_str!("../kernels/place.cu")),
+    ("attention.cu", include_str!("../kernels/attention.cu")),
+    ("elementwise.cu", include_str!("../kernels/elementwise.cu")),
+    ("tokens.cu", include_str!("../kernels/tokens.cu")),
     ("probe.cu", include_str!("../kernels/probe.cu")),
 ];
 
@@ -67,8 +75,44 @@ pub(crate) fn row_tiles(slab_places: usize) -> [(usize, usize); 3] {
     SHAPES.map(|shape| (shape.rows() as usize, shape.shared_bytes(slab_places) as usize))
 }
 
+/// Features of a lane of an attention kernel.
+const LANE_FEATURES: [u32; 4] = [1, 2, 4, 8];
+/// The largest head that an attention kernel takes.
+pub(crate) const MOST_HEAD_FEATURES: usize = (LANES * LANE_FEATURES[3]) as usize;
+const FUNCTIONS: [Activation; 5] =
+    [Activation::Silu, Activation::GeluErf, Activation::GeluTanh, Activation::GeluSigmoid, Activation::Relu];
+
+/// The struct of elementwise.cu.
+fn function_name(function: Activation) -> &'static str {
+    match function {
+        Activation::Silu => "Silu",
+        Activation::GeluErf => "GeluErf",
+        Activation::GeluTanh => "GeluTanh",
+        Activation::GeluSigmoid => "GeluSigmoid",
+        Activation::Relu => "Relu",
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Job {
+    Norm {
+        /// whether the mean is taken away: a LayerNorm
+        centred: bool,
+    },
+    Place {
+        rotary: bool,
+    },
+    Attend {
+        /// of a lane
+        features: u32,
+    },
+    Activate {
+        function: Activation,
+        gated: bool,
+    },
+    Bias,
+    Gather,
+    Next,
     Prefill {
         shape: Shape,
         /// m-tiles that share their columns
@@ -89,8 +133,44 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The name of its function: `prefill_TYPE_ROWSxTOKENS_SHARED`, where `SHARED` rows gather together, or
-    /// `decode_TYPE_VALUES_ROWSxTOKENS`.
+    /// A RMSNorm, or with `centred` a LayerNorm.
+    pub(crate) fn norm(half: HalfType, centred: bool) -> Self {
+        Self { half, job: Job::Norm { centred } }
+    }
+
+    /// Keys and values into the cache, queries and keys turned before.
+    pub(crate) fn place(half: HalfType, rotary: bool) -> Self {
+        Self { half, job: Job::Place { rotary } }
+    }
+
+    /// Attention of heads of some features; none for larger ones than [`MOST_HEAD_FEATURES`].
+    pub(crate) fn attend(half: HalfType, head_features: usize) -> Option<Self> {
+        let features = LANE_FEATURES.into_iter().find(|features| head_features <= (LANES * features) as usize)?;
+        Some(Self { half, job: Job::Attend { features } })
+    }
+
+    /// The function inside an MLP.
+    pub(crate) fn activate(half: HalfType, function: Activation, gated: bool) -> Self {
+        Self { half, job: Job::Activate { function, gated } }
+    }
+
+    /// The bias of a dense layer.
+    pub(crate) fn bias(half: HalfType) -> Self {
+        Self { half, job: Job::Bias }
+    }
+
+    /// Vectors of a table, or columns of a matrix: bits, whatever they mean.
+    pub(crate) fn gather() -> Self {
+        Self { half: HalfType::F16, job: Job::Gather }
+    }
+
+    /// The likeliest tokens.
+    pub(crate) fn next() -> Self {
+        Self { half: HalfType::F16, job: Job::Next }
+    }
+
+    /// The name of its function: `prefill_TYPE_ROWSxTOKENS_SHARED`, where `SHARED` rows gather together,
+    /// `decode_TYPE_VALUES_ROWSxTOKENS`, or what else it does.
     pub fn name(self) -> String {
         let half = self.half.name();
         match self.job {
@@ -101,6 +181,16 @@ impl Kernel {
                 let (rows, tokens) = (m_tiles * TILE_ROWS as u32, n_tiles * TOKENS);
                 format!("decode_{half}_{}_{rows}x{tokens}", codes.name())
             }
+            Job::Norm { centred } => format!("{}_norm_{half}", if centred { "layer" } else { "rms" }),
+            Job::Place { rotary } => format!("place_{half}_{}", if rotary { "rotary" } else { "plain" }),
+            Job::Attend { features } => format!("attention_{half}_{}", LANES * features),
+            Job::Activate { function, gated } => {
+                let gated = if gated { "gated_" } else { "" };
+                format!("{gated}{}_{half}", function_name(function).to_lowercase())
+            }
+            Job::Bias => format!("bias_{half}"),
+            Job::Gather => "gather".to_owned(),
+            Job::Next => "next".to_owned(),
         }
     }
 
@@ -122,6 +212,13 @@ impl Kernel {
                 };
                 format!("Decode<{half}, {values}<{half}>, {m_tiles}, {n_tiles}, {}>", decode_warps(n_tiles))
             }
+            Job::Norm { centred } => format!("Normalize<{half}, {centred}>"),
+            Job::Place { rotary } => format!("PlaceTokens<{half}, {rotary}>"),
+            Job::Attend { features } => format!("Attend<{half}, {features}>"),
+            Job::Activate { function, gated } => format!("Activate<{half}, {}, {gated}>", function_name(function)),
+            Job::Bias => format!("AddBias<{half}>"),
+            Job::Gather => "Gather".to_owned(),
+            Job::Next => "Next".to_owned(),
         };
         format!("LACUNA_KERNEL({}, {}, {template})\n", self.name(), self.threads())
     }
@@ -131,7 +228,16 @@ impl Kernel {
         match self.job {
             Job::Prefill { shape, .. } => shape.warps() * LANES,
             Job::Decode { n_tiles, .. } => decode_warps(n_tiles) * LANES,
+            // `THREADS` of each template.
+            Job::Place { .. } | Job::Attend { .. } => 128,
+            Job::Norm { .. } | Job::Activate { .. } | Job::Bias | Job::Gather => 256,
+            Job::Next => 512,
         }
+    }
+
+    /// Whether it is a product.
+    pub fn is_product(self) -> bool {
+        matches!(self.job, Job::Prefill { .. } | Job::Decode { .. })
     }
 
     /// What it multiplies.
@@ -144,13 +250,18 @@ impl Kernel {
         match self.job {
             Job::Prefill { .. } => "prefill.cu",
             Job::Decode { .. } => "decode.cu",
+            Job::Norm { .. } => "norm.cu",
+            Job::Place { .. } => "place.cu",
+            Job::Attend { .. } => "attention.cu",
+            Job::Activate { .. } | Job::Bias => "elementwise.cu",
+            Job::Gather | Job::Next => "tokens.cu",
         }
     }
 }
 
 /// All kernels.
 pub fn all() -> Vec<Kernel> {
-    let mut kernels = vec![];
+    let mut kernels = vec![Kernel::gather(), Kernel::next()];
     for half in [HalfType::F16, HalfType::Bf16] {
         for shape in SHAPES {
             let sharing = [4, 2, 1].into_iter().filter(|&sharing| sharing <= shape.m_tiles);
@@ -162,6 +273,12 @@ pub fn all() -> Vec<Kernel> {
                 kernels.extend(jobs.map(|job| Kernel { half, job }));
             }
         }
+        for switch in [false, true] {
+            kernels.extend([Kernel::norm(half, switch), Kernel::place(half, switch)]);
+            kernels.extend(FUNCTIONS.map(|function| Kernel::activate(half, function, switch)));
+        }
+        kernels.extend(LANE_FEATURES.map(|features| Kernel { half, job: Job::Attend { features } }));
+        kernels.push(Kernel::bias(half));
     }
     kernels
 }

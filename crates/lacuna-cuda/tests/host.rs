@@ -1,21 +1,23 @@
-//! Every kernel, compiled for the host from the text that a GPU runs (tests/host/emulate.hpp says how), against the scalar
+//! Every kernel of a product, compiled for the host from the text that a GPU runs (tests/host/emulate.hpp says how), against the scalar
 //! oracle of lacuna-kernels: over patterns, value types, remainders and both orders in which threads take turns.
 
+#[path = "support/emulator.rs"]
+mod emulator;
+#[path = "../../lacuna-kernels/tests/support/random.rs"]
 mod support;
+#[path = "support/values.rs"]
+mod values;
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::OnceLock;
 
 use lacuna_core::{Dtype, IntType, Matrix, Packed, Pattern, ScaleGroup, ValueType};
-use lacuna_cuda::{HalfType, Kernel, Launch, Limits, Tiles, all, choose, stride};
-use lacuna_kernels::Activations;
+use lacuna_cuda::{Activations, HalfType, Kernel, Limits, Sparse, all, stride};
 use lacuna_kernels::sparse::REFERENCE;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+use emulator::Emulator;
+use values::VALUES;
 
 /// A large GPU that is soon full, so that the largest blocks run; a small one that is never full.
 const FULL: Limits = Limits { shared_bytes: 227 << 10, multiprocessors: 1 };
@@ -23,119 +25,17 @@ const EMPTY: Limits = Limits { shared_bytes: 99 << 10, multiprocessors: 10_000 }
 /// In between: blocks of 128 rows.
 const NARROW: Limits = Limits { shared_bytes: 56 << 10, multiprocessors: 1 };
 
-/// The kernels as a program, or why there is none.
-fn program() -> Option<&'static Path> {
-    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let found = PROGRAM.get_or_init(|| {
-        let compilers = std::env::var("CXX").into_iter().chain(["c++", "g++", "clang++"].map(str::to_owned));
-        let runs = |name: &String| {
-            let status = Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-            status.is_ok_and(|status| status.success())
-        };
-        compilers.into_iter().find(runs).map(|compiler| build(&compiler))
-    });
-    if found.is_none() {
-        let why = "no C++ compiler (CXX, c++, g++, clang++): the CUDA kernels were not tested; install g++";
-        assert!(std::env::var_os("LACUNA_REQUIRE_SHARED").is_none(), "{why}");
-        eprintln!("SKIPPED: {why}");
-    }
-    found.as_deref()
-}
-
-fn build(compiler: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    std::fs::write(out.join("kernels.inc"), all().into_iter().map(Kernel::definition).collect::<String>()).unwrap();
-    let program = out.join("kernels");
-    let built = Command::new(compiler)
-        .args([
-            "-std=c++17",
-            "-O2",
-            "-Wall",
-            "-Wextra",
-            "-Werror",
-            "-Wno-unknown-pragmas",
-            "-U_FORTIFY_SOURCE",
-            "-DLACUNA_HOST",
-        ])
-        .args([root.join("kernels"), root.join("tests/host"), out.to_owned()].map(|dir| format!("-I{}", dir.display())))
-        .arg(root.join("tests/host/main.cpp"))
-        .arg("-o")
-        .arg(&program)
-        .output()
-        .unwrap();
-    assert!(built.status.success(), "{compiler}: {}", String::from_utf8_lossy(&built.stderr));
-    program
-}
-
-/// A running program that takes one case after another.
-struct Emulator {
-    child: Child,
-    to: ChildStdin,
-    from: ChildStdout,
-}
-
-impl Emulator {
-    fn start(program: &Path) -> Self {
-        let mut child = Command::new(program).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let (to, from) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        Self { child, to, from }
-    }
-
-    /// `y`, which is poisoned before.
-    fn run(&mut self, case: &Case, launch: Launch, eager: bool) -> Vec<u16> {
-        let tiles = &case.tiles;
-        let mut name = [0; 64];
-        name[..launch.kernel.name().len()].copy_from_slice(launch.kernel.name().as_bytes());
-        let stride = stride(case.tokens);
-        let numbers = [
-            usize::from(eager),
-            launch.kernel.threads() as usize,
-            launch.blocks[0] as usize,
-            launch.blocks[1] as usize,
-            launch.shared_bytes as usize,
-            tiles.rows(),
-            case.tokens,
-            stride,
-            tiles.v(),
-            tiles.slabs(),
-            tiles.slabs_per_scale(),
-            tiles.row_tile(),
-            tiles.slab_places(),
-        ];
-        let mut bytes = name.to_vec();
-        bytes.extend(numbers.iter().flat_map(|&n| (n as u32).to_le_bytes()));
-        let mut buffer = |data: Vec<u8>| {
-            bytes.extend((data.len() as u64).to_le_bytes());
-            bytes.extend(data);
-        };
-        let of_u16 = |data: &[u16]| data.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        let of_u32 = |data: &[u32]| data.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        let y_length = tiles.rows() * stride;
-        buffer(tiles.values().to_vec());
-        buffer(of_u32(tiles.metadata()));
-        buffer(tiles.scales().iter().flat_map(|v| v.to_le_bytes()).collect());
-        buffer(of_u16(tiles.places()));
-        buffer(of_u32(tiles.slab_columns()));
-        buffer(of_u32(tiles.columns()));
-        buffer(of_u32(tiles.output_rows()));
-        buffer(of_u16(&case.x));
-        buffer(case.bias.iter().flatten().flat_map(|v| v.to_le_bytes()).collect());
-        buffer(case.residual.as_deref().map(of_u16).unwrap_or_default());
-        buffer(of_u16(&vec![0xffff; y_length]));
-        let mut y = vec![0; 2 * y_length];
-        let answered = self.to.write_all(&bytes).is_ok() && self.from.read_exact(&mut y).is_ok();
-        assert!(answered, "{} stopped: {:?} (its reason is above)", launch.kernel.name(), self.child.wait());
-        y.as_chunks().0.iter().map(|&b| u16::from_le_bytes(b)).collect()
-    }
-}
-
 thread_local! {
-    static EMULATOR: RefCell<Option<Emulator>> = const { RefCell::new(None) };
+    static EMULATOR: Option<Emulator> = Emulator::start(FULL);
+}
+
+/// What a test does on the machine of its thread, if there can be one.
+fn with_emulator<T>(limits: Limits, run: impl FnOnce(&Emulator) -> T) -> Option<T> {
+    EMULATOR.with(|emulator| emulator.as_ref().map(|emulator| run(&emulator.with_limits(limits))))
 }
 
 struct Case {
-    tiles: Tiles,
+    half: HalfType,
     packed: Packed,
     tokens: usize,
     /// `[K, stride]`
@@ -146,9 +46,30 @@ struct Case {
 }
 
 impl Case {
+    /// `[R, tokens]`, poisoned before, and the kernel.
+    fn run(&self, machine: &Emulator) -> (Matrix, Kernel) {
+        let grid = self.packed.mask().grid();
+        let ([rows, cols], tokens) = ([grid.rows(), grid.cols()], self.tokens);
+        let weight = Sparse::upload(machine, &self.packed, self.bias.as_deref(), self.half).unwrap();
+        let x = Activations::from_bits(machine, self.half, [cols, tokens], &self.x).unwrap();
+        let y = match &self.residual {
+            Some(residual) => {
+                let mut y = Activations::from_bits(machine, self.half, [rows, tokens], residual).unwrap();
+                weight.multiply_add(machine, &x, &mut y).unwrap();
+                y
+            }
+            None => {
+                let mut y = Activations::empty(machine, self.half, [rows, tokens]).unwrap();
+                weight.multiply(machine, &x, &mut y).unwrap();
+                y
+            }
+        };
+        (Matrix::new(rows, tokens, y.download(machine).unwrap()).unwrap(), weight.kernel(machine, tokens))
+    }
+
     /// The first tokens of a padded matrix.
     fn matrix(&self, rows: usize, padded: &[u16]) -> Matrix {
-        let half = self.tiles.half();
+        let half = self.half;
         let rows_of = padded.chunks(stride(self.tokens)).map(|row| &row[..self.tokens]);
         Matrix::new(rows, self.tokens, rows_of.flatten().map(|&bits| half.widen(bits)).collect()).unwrap()
     }
@@ -158,15 +79,15 @@ impl Case {
     /// A sum of n products in f32, in any order, is off by at most `n · 2^-23 · Σ|w·x|` (Higham, (3.5); the unit is twice
     /// that of rounding to nearest because tensor cores cut off), bias and residual among the terms; then one rounding to
     /// the type of y, off by its unit roundoff times the result, or by half its smallest subnormal number.
-    fn worst(&self, got: &[u16]) -> (f64, usize, usize) {
-        let x = self.matrix(self.tiles.cols(), &self.x);
-        let got = self.matrix(self.tiles.rows(), got);
-        let residual = self.residual.as_ref().map(|residual| self.matrix(self.tiles.rows(), residual));
-        let mut want = Matrix::zeros(self.tiles.rows(), self.tokens);
-        (REFERENCE.prepare)(&self.packed, None, Activations::F32).multiply(&x, &mut want);
+    fn worst(&self, got: &Matrix) -> (f64, usize, usize) {
+        let grid = self.packed.mask().grid();
+        let x = self.matrix(grid.cols(), &self.x);
+        let residual = self.residual.as_ref().map(|residual| self.matrix(grid.rows(), residual));
+        let mut want = Matrix::zeros(grid.rows(), self.tokens);
+        (REFERENCE.prepare)(&self.packed, None, lacuna_kernels::Activations::F32).multiply(&x, &mut want);
         let dense = self.packed.unpack();
         let n = self.packed.mask().grid().kept_per_row() as f64 + 2.0;
-        let (unit, tiny) = match self.tiles.half() {
+        let (unit, tiny) = match self.half {
             HalfType::F16 => (2_f64.powi(-11), 2_f64.powi(-25)),
             HalfType::Bf16 => (2_f64.powi(-8), 0.0),
         };
@@ -194,16 +115,6 @@ impl Case {
     }
 }
 
-/// All value types of both activations.
-const VALUES: [(HalfType, Option<(IntType, ScaleGroup)>); 6] = [
-    (HalfType::Bf16, None),
-    (HalfType::F16, None),
-    (HalfType::Bf16, Some((IntType::Int8, ScaleGroup::Of32))),
-    (HalfType::F16, Some((IntType::Int8, ScaleGroup::Of64))),
-    (HalfType::Bf16, Some((IntType::Int4, ScaleGroup::Of128))),
-    (HalfType::F16, Some((IntType::Int4, ScaleGroup::Of32))),
-];
-
 /// One product, in both orders of turns. Some have a bias, a residual, rows in another order.
 fn check(
     pattern: &str,
@@ -211,7 +122,6 @@ fn check(
     (half, integers): (HalfType, Option<(IntType, ScaleGroup)>),
     limits: Limits,
 ) -> Option<Kernel> {
-    let program = program()?;
     let pattern: Pattern = pattern.parse().unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64((rows * 31 + cols * 7 + tokens) as u64);
     let mask = support::random_mask(&mut rng, pattern, rows, cols);
@@ -219,7 +129,6 @@ fn check(
     let order = (cols % 4 == 1).then(|| support::random_order(&mut rng, rows));
     let values = integers.map_or(half.dtype().into(), |(int, group)| ValueType::Int(int, group));
     let packed = Packed::pack(&weight, mask, values, order).unwrap();
-    let tiles = Tiles::new(&packed, half, limits).unwrap();
     // Tokens of the padding are NaN: they may reach nothing else.
     let mut padded = |rows: usize| -> Vec<u16> {
         let place = |i: usize| i % stride(tokens) < tokens;
@@ -228,20 +137,22 @@ fn check(
     };
     let (x, residual) = (padded(cols), (rows % 3 != 0).then(|| padded(rows)));
     let bias = (rows % 2 == 0).then(|| (0..rows).map(|_| rng.random_range(-1.0..1.0)).collect());
-    let case = Case { tiles, packed, tokens, x, bias, residual };
-    let launch = choose(&case.tiles, tokens, limits);
-    for eager in [false, true] {
-        let got = EMULATOR.with_borrow_mut(|emulator| {
-            emulator.get_or_insert_with(|| Emulator::start(program)).run(&case, launch, eager)
-        });
-        let (off, row, token) = case.worst(&got);
-        assert!(
-            off <= 1.0,
-            "{} {pattern} {rows}x{cols}x{tokens} eager={eager}: row {row}, token {token} is {off:.2} tolerances off",
-            launch.kernel.name()
-        );
-    }
-    Some(launch.kernel)
+    let case = Case { half, packed, tokens, x, bias, residual };
+    with_emulator(limits, |machine| {
+        let mut ran = None;
+        for eager in [false, true] {
+            machine.take_turns(eager);
+            let (got, kernel) = case.run(machine);
+            let (off, row, token) = case.worst(&got);
+            assert!(
+                off <= 1.0,
+                "{} {pattern} {rows}x{cols}x{tokens} eager={eager}: row {row}, token {token} is {off:.2} tolerances off",
+                kernel.name()
+            );
+            ran = Some(kernel);
+        }
+        ran
+    })?
 }
 
 #[test]
@@ -292,7 +203,7 @@ fn kernels_agree_with_the_oracle_for_every_type_of_values() {
 
 #[test]
 fn every_kernel_is_chosen_for_something() {
-    if program().is_none() {
+    if emulator::program().is_none() {
         return;
     }
     let mut seen = BTreeSet::new();
@@ -312,28 +223,30 @@ fn every_kernel_is_chosen_for_something() {
             }
         }
     }
-    let missing: Vec<String> = all().into_iter().map(Kernel::name).filter(|name| !seen.contains(name)).collect();
+    let missing: Vec<String> = all()
+        .into_iter()
+        .filter(|kernel| kernel.is_product())
+        .map(Kernel::name)
+        .filter(|name| !seen.contains(name))
+        .collect();
     assert!(missing.is_empty(), "no test ran {missing:?}");
 }
 
 #[test]
 fn infinite_activations_reach_only_the_rows_that_keep_them() {
-    let Some(program) = program() else { return };
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     for (pattern, tokens) in [("16:2:8", 1), ("16:2:8", 70), ("16:2:8@all", 70)] {
         let mask = support::random_mask(&mut rng, pattern.parse().unwrap(), 48, 17);
         let weight = support::random_matrix(&mut rng, 48, 17);
         let packed = Packed::pack(&weight, mask, Dtype::Bf16, None).unwrap();
-        let tiles = Tiles::new(&packed, HalfType::Bf16, FULL).unwrap();
         let mut x = vec![HalfType::Bf16.round(0.5); 17 * stride(tokens)];
         x[..stride(tokens)].fill(HalfType::Bf16.round(f32::INFINITY));
-        let case = Case { tiles, packed, tokens, x, bias: None, residual: None };
-        let y = Emulator::start(program).run(&case, choose(&case.tiles, tokens, FULL), false);
+        let case = Case { half: HalfType::Bf16, packed, tokens, x, bias: None, residual: None };
+        let Some((y, _)) = with_emulator(FULL, |machine| case.run(machine)) else { return };
         for row in 0..48 {
             // A column that the group keeps meets the row's zeros nowhere: metadata picks two of four.
             let keeps = case.packed.mask().kept(row).any(|kept| kept.contains(&0));
-            let first = HalfType::Bf16.widen(y[row * stride(tokens)]);
-            assert_eq!(first.is_finite(), !keeps, "{pattern}, {tokens} tokens, row {row}");
+            assert_eq!(y.row(row)[0].is_finite(), !keeps, "{pattern}, {tokens} tokens, row {row}");
         }
     }
 }

@@ -1,11 +1,12 @@
 //! The launch module on whatever machine this is: nothing panics where something is missing, and where a GPU is there, one
 //! product is the CPU's. `cargo xtask gpu-check` is the thorough form of the latter.
 
+#[path = "../../lacuna-kernels/tests/support/random.rs"]
 mod support;
 
 use lacuna_core::{Dtype, Matrix, Packed};
-use lacuna_cuda::launch::{Activations, Architecture, Dense, Device, Sparse, compile, found};
-use lacuna_cuda::{Error, HalfType, all, source};
+use lacuna_cuda::launch::{Architecture, Device, compile, found};
+use lacuna_cuda::{Activations, Dense, Error, HalfType, Sparse, all, source};
 use lacuna_kernels::sparse::REFERENCE;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -61,8 +62,8 @@ fn a_gpu_computes_what_the_cpu_computes() {
         Sparse::upload(&device, &packed, None, half).unwrap().multiply(&device, &x, &mut y).unwrap();
         let mut dense = Activations::filled(&device, half, [rows, tokens], f32::NAN).unwrap();
         if found().cublaslt {
-            let weight = Dense::new(&device, half, [rows, cols], packed.unpack().data()).unwrap();
-            weight.multiply(&x, &mut dense).unwrap();
+            let weight = Dense::upload(&device, half, [rows, cols], packed.unpack().data().iter().copied()).unwrap();
+            weight.multiply(&device, &x, &mut dense).unwrap();
         } else {
             dense = Activations::upload(&device, half, [rows, tokens], want.data()).unwrap();
         }

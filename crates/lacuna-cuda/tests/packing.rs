@@ -1,6 +1,7 @@
 //! Law: what `mma.sp` would multiply, read back lane by lane from the fragments, is the packed weight, bit for bit, whether
 //! the columns are found as prefill finds them or as decode does.
 
+#[path = "../../lacuna-kernels/tests/support/random.rs"]
 mod support;
 
 use half::f16;

@@ -1,13 +1,15 @@
 //! Every kernel of the table against the scalar oracle, over patterns, remainders and token counts.
 
-use lacuna_core::{
-    Dtype, GROUP_COLUMNS, IntType, Mask, Matrix, Packed, Pair, Pattern, Permutation, ScaleGroup, ValueType,
-};
+#[path = "support/random.rs"]
+mod support;
+
+use lacuna_core::{Dtype, IntType, Matrix, Packed, Pattern, ScaleGroup, ValueType};
 use lacuna_kernels::Activations;
 use lacuna_kernels::sparse::{KERNELS, REFERENCE};
-use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+use support::{random_mask, random_matrix, random_order};
 
 /// Every value type, with the activations that make a difference to it.
 const VALUES: [(ValueType, Activations); 8] = [
@@ -20,30 +22,6 @@ const VALUES: [(ValueType, Activations); 8] = [
     (ValueType::Int(IntType::Int4, ScaleGroup::Of32), Activations::F32),
     (ValueType::Int(IntType::Int4, ScaleGroup::Of64), Activations::F32),
 ];
-
-fn random_matrix(rng: &mut ChaCha8Rng, rows: usize, cols: usize) -> Matrix {
-    Matrix::new(rows, cols, (0..rows * cols).map(|_| rng.random_range(-1.0..1.0)).collect()).unwrap()
-}
-
-fn random_mask(rng: &mut ChaCha8Rng, pattern: Pattern, rows: usize, cols: usize) -> Mask {
-    let grid = pattern.grid(rows, cols).unwrap();
-    let mut columns = vec![];
-    for _ in 0..grid.row_blocks() {
-        let mut block: Vec<[u32; GROUP_COLUMNS]> = vec![];
-        for window in 0..grid.windows() {
-            let mut dealt: Vec<u32> = grid.window_cols(window).map(|c| c as u32).collect();
-            dealt.shuffle(rng);
-            dealt.extend(cols as u32..(cols + grid.padding()) as u32);
-            block.extend(&dealt.as_chunks().0[..grid.window_groups(window).len()]);
-        }
-        grid.arrange(&mut block);
-        columns.extend(block);
-    }
-    let pairs =
-        (0..rows * grid.groups()).map(|_| Pair::from_code([4, 8, 9, 12, 13, 14][rng.random_range(0..6)]).unwrap());
-    let pairs = pairs.collect();
-    Mask::new(grid, columns, pairs).unwrap()
-}
 
 /// Largest `|got - want|` in units of the tolerance. A sum of `n` products, rounded in any order, is off by at most
 /// `n · eps · Σ|w·x| <= n · eps · ‖w‖·‖x‖` (Higham, Accuracy and Stability, (3.5)); one more rounding stores it.
@@ -79,11 +57,7 @@ fn worst(packed: &Packed, x: &Matrix, activations: Activations, got: &Matrix, wa
 fn check(pattern: &str, rows: usize, cols: usize, tokens: usize, reorder: bool) {
     let pattern: Pattern = pattern.parse().unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64((rows * 31 + cols * 7 + tokens) as u64);
-    let order = reorder.then(|| {
-        let mut order: Vec<u32> = (0..rows as u32).collect();
-        order.shuffle(&mut rng);
-        Permutation::new(order).unwrap()
-    });
+    let order = reorder.then(|| random_order(&mut rng, rows));
     let mask = random_mask(&mut rng, pattern, rows, cols);
     let weight = random_matrix(&mut rng, rows, cols);
     let x = random_matrix(&mut rng, cols, tokens);

@@ -229,7 +229,7 @@ impl<T> BlockLinears<T> {
     }
 
     /// Turns each layer into something else, in the order of a forward pass.
-    pub(crate) fn try_map<U, E>(self, mut f: impl FnMut(T) -> Result<U, E>) -> Result<BlockLinears<U>, E> {
+    pub fn try_map<U, E>(self, mut f: impl FnMut(T) -> Result<U, E>) -> Result<BlockLinears<U>, E> {
         Ok(BlockLinears {
             qkv: self.qkv.try_map(&mut f)?,
             o: f(self.o)?,

@@ -35,7 +35,7 @@ pub use config::{
     TextConfig, View, VisionConfig, VisionNames,
 };
 pub use decoder::{Cache, Decoder};
-pub use generate::{Generation, generate};
+pub use generate::{Generation, Sequences, generate, generate_on};
 pub use lacuna_kernels::Activations;
 pub use linear::{Execution, Linear, PackedAs};
 pub use ops::{normal_cdf, softmax};

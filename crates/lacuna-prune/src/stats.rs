@@ -1,6 +1,7 @@
 //! What calibration remembers of a layer's input: the squared norm of each feature, and the Gram matrix `X·Xᵀ`; and of what
 //! the input was before anything was pruned, `X₀`, its products with the input, `X₀·Xᵀ`.
 
+use std::convert::Infallible;
 use std::sync::OnceLock;
 
 use lacuna_core::{Matrix, Result};
@@ -51,6 +52,23 @@ impl Stats {
     /// # Panics
     /// If the number of features or tokens differs, or if `dense` is missing or not asked for.
     pub fn observe(&mut self, x: &Matrix, dense: Option<&Matrix>) {
+        let Ok(()) = self.observe_by(x, dense, |out, left, x| -> std::result::Result<(), Infallible> {
+            matmul(out.data_mut(), [x.rows(), 1], 1.0, 1.0, View::of(left), View::of(x).transposed(), true);
+            Ok(())
+        });
+    }
+
+    /// The same where something else multiplies: `add(out[K, K], left[K, T], x[K, T])` adds `left·xᵀ` to `out`. When that
+    /// fails the statistics are of no more use.
+    ///
+    /// # Panics
+    /// As [`Self::observe`].
+    pub fn observe_by<E>(
+        &mut self,
+        x: &Matrix,
+        dense: Option<&Matrix>,
+        mut add: impl FnMut(&mut Matrix, &Matrix, &Matrix) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
         assert_eq!(x.rows(), self.square_sums.len(), "activations have another number of features");
         self.hessian = OnceLock::new();
         self.tokens += x.cols();
@@ -58,13 +76,10 @@ impl Stats {
             *sum += x.row(k).iter().map(|&v| f64::from(v)).sum::<f64>();
             *square_sum += x.row(k).iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
         }
-        let add = |out: &mut Matrix, left: &Matrix| {
-            matmul(out.data_mut(), [x.rows(), 1], 1.0, 1.0, View::of(left), View::of(x).transposed(), true);
-        };
-        add(&mut self.gram, x);
+        add(&mut self.gram, x, x)?;
         match (&mut self.cross, dense) {
-            (None, None) => {}
-            (Some(cross), Some(dense)) => add(cross, dense),
+            (None, None) => Ok(()),
+            (Some(cross), Some(dense)) => add(cross, dense, x),
             _ => panic!("statistics beside the dense model take both inputs, others one"),
         }
     }

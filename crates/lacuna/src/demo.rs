@@ -5,12 +5,14 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use lacuna_format::{Checkpoint, Tokenizer};
-use lacuna_model::{Decoder, Execution, Sampling, family, generate};
+use lacuna_model::{Execution, Sampling, family};
 use serde::Serialize;
 
 use crate::bench::{Settings, bench};
 use crate::calibrate::Calibration;
+use crate::device::Device;
 use crate::eval::{Protocol, score, sequences};
+use crate::models::DecoderModel;
 use crate::modules::Selector;
 use crate::prune::{Job, Options, Patterns};
 use crate::recipe::Recipe;
@@ -83,6 +85,7 @@ pub fn demo(seed: u64, progress: &ProgressBar) -> Result<Shown> {
                 length: None,
                 seed,
             }),
+            device: Device::Cpu,
             force: false,
         };
         let pruned = dir.path().join(pattern.replace(':', "-"));
@@ -102,10 +105,10 @@ fn measure(shown: &mut Shown, variant: &str, dir: &Path, held_out: &Path, linear
     let checkpoint = Checkpoint::open(dir)?;
     let config = family::decoder(&checkpoint)?;
     let tokenizer = Tokenizer::open(dir, config.vocab_size, config.bos_token_id)?;
-    let model = Decoder::load(&checkpoint, &config, Execution::EXACT)?;
+    let model = DecoderModel::load(&Device::Cpu, &checkpoint, &config, Execution::EXACT)?;
     let protocol = Protocol::Document { context: config.max_positions };
     let found = score(&model, &sequences(held_out, &tokenizer, protocol, &config)?, &ProgressBar::hidden())?;
-    let settings = Settings { prompt: 128, decode: 32, batch: 1, activations: None, rounds: 5, engines: vec![] };
+    let settings = Settings { prompt: 128, decode: 32, batch: 1, rounds: 5, ..Settings::default() };
     let rates = bench(dir, &settings, &ProgressBar::hidden())?;
     // The last row of a phase is the variant's own: dense alone, or sparse after dense.
     let rate = |phase: &str| rates.iter().rev().find(|r| r.phase == phase).map_or(0.0, |r| r.tokens_per_second);
@@ -119,7 +122,7 @@ fn measure(shown: &mut Shown, variant: &str, dir: &Path, held_out: &Path, linear
     });
     let sampling = Sampling { temperature: 0.7, top_k: None, top_p: 0.9, seed };
     let prompt = tokenizer.encode(PROMPT)?;
-    let made = generate(&model, std::slice::from_ref(&prompt), 60, sampling, |_, _| {});
+    let made = model.generate(std::slice::from_ref(&prompt), 60, sampling, |_, _| {})?;
     let text = tokenizer.decode(&[&prompt[..], &made.tokens[0]].concat())?;
     shown.samples.push((variant.to_owned(), text.split_whitespace().collect::<Vec<_>>().join(" ")));
     Ok(())

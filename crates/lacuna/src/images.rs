@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use lacuna_format::{Checkpoint, ImageProcessor};
-use lacuna_model::{Execution, VisionConfig, VisionEncoder};
+use lacuna_model::{Execution, VisionConfig};
 use serde::Serialize;
+
+use crate::device::Device;
+use crate::models::VisionModel;
 
 /// One image in so many belongs to the calibration split.
 const CALIBRATION_SHARE: usize = 5;
@@ -104,16 +107,17 @@ pub fn processor(model: &Path, config: &VisionConfig) -> Result<ImageProcessor> 
 }
 
 /// An image classifier, and what is done to images before it sees them. Refuses a checkpoint without classes.
-pub fn classifier(
-    checkpoint: &Checkpoint,
+pub fn classifier<'a>(
+    device: &Device,
+    checkpoint: &'a Checkpoint,
     config: &VisionConfig,
     execution: Execution,
-) -> Result<(ImageProcessor, VisionEncoder)> {
+) -> Result<(ImageProcessor, VisionModel<'a>)> {
     let dir = checkpoint.dir();
     if config.names.heads.is_empty() {
         bail!("{}: has no classifier; give a checkpoint with one", dir.display());
     }
-    Ok((processor(dir, config)?, VisionEncoder::load(checkpoint, config, execution)?))
+    Ok((processor(dir, config)?, VisionModel::load(device, checkpoint, config, execution)?))
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod calibrate;
 pub mod demo;
+pub mod device;
 pub mod doctor;
 mod engine;
 pub mod eval;
@@ -17,6 +18,7 @@ pub mod inspect;
 pub mod kernel_bench;
 pub mod kernels;
 pub mod memory;
+pub mod models;
 pub mod modules;
 mod output;
 pub mod permute;

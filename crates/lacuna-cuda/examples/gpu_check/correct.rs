@@ -1,34 +1,19 @@
 //! Every kernel on fresh random inputs and poisoned outputs, against the definition in f64. The tolerance is that of
 //! tests/host.rs, which says where it comes from.
 
-#[path = "../../tests/support/mod.rs"]
-mod support;
-
 use std::collections::BTreeSet;
 
-use lacuna_core::{IntType, Packed, Pattern, ScaleGroup, ValueType};
-use lacuna_cuda::launch::{Activations, Dense, Device, Sparse};
-use lacuna_cuda::{HalfType, Kernel, all};
+use lacuna_core::{Packed, Pattern, ValueType};
+use lacuna_cuda::launch::Device;
+use lacuna_cuda::{Activations, Dense, HalfType, Kernel, Sparse, all};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::{Outcome, Settings};
-
-pub use support::random_mask;
+use crate::values::{VALUES, Values};
+use crate::{Outcome, Settings, support};
 
 /// Entries of a result that are compared; of larger ones as many are drawn.
 const COMPARED: usize = 20_000;
-
-type Values = (HalfType, Option<(IntType, ScaleGroup)>);
-
-const VALUES: [Values; 6] = [
-    (HalfType::Bf16, None),
-    (HalfType::F16, None),
-    (HalfType::Bf16, Some((IntType::Int8, ScaleGroup::Of32))),
-    (HalfType::F16, Some((IntType::Int8, ScaleGroup::Of64))),
-    (HalfType::Bf16, Some((IntType::Int4, ScaleGroup::Of128))),
-    (HalfType::F16, Some((IntType::Int4, ScaleGroup::Of32))),
-];
 
 /// How many of the shapes are small.
 const SMALL: usize = 9;
@@ -90,9 +75,13 @@ fn shapes(device: &Device, settings: &Settings, shapes: &[[usize; 3]]) -> Outcom
         }
     }
     wrong += dense(device, &mut rng);
-    let missing: Vec<String> = all().into_iter().map(Kernel::name).filter(|name| !seen.contains(name)).collect();
-    println!("{} of {} kernels ran; on this GPU and these shapes never: {missing:?}", seen.len(), all().len());
+    let missing: Vec<String> = products().map(Kernel::name).filter(|name| !seen.contains(name)).collect();
+    println!("{} of {} kernels ran; on this GPU and these shapes never: {missing:?}", seen.len(), products().count());
     Ok(wrong)
+}
+
+fn products() -> impl Iterator<Item = Kernel> {
+    all().into_iter().filter(|kernel| kernel.is_product())
 }
 
 fn uniform(rng: &mut ChaCha8Rng, half: HalfType, length: usize) -> Vec<f32> {
@@ -176,10 +165,10 @@ fn dense(device: &Device, rng: &mut ChaCha8Rng) -> usize {
         for half in [HalfType::F16, HalfType::Bf16] {
             let (w, x) = (uniform(rng, half, rows * cols), uniform(rng, half, cols * tokens));
             let result = || -> lacuna_cuda::Result<Vec<f32>> {
-                let weight = Dense::new(device, half, [rows, cols], &w)?;
+                let weight = Dense::upload(device, half, [rows, cols], w.iter().copied())?;
                 let x = Activations::upload(device, half, [cols, tokens], &x)?;
                 let mut y = Activations::filled(device, half, [rows, tokens], f32::NAN)?;
-                weight.multiply(&x, &mut y)?;
+                weight.multiply(device, &x, &mut y)?;
                 y.download(device)
             };
             let got = match result() {

@@ -1,26 +1,41 @@
 //! What only a GPU can tell: `cargo xtask gpu-check` runs this, or it is carried to the machine that has one.
 //!
-//! `gpu_check [--record DIRECTORY] [--seed N] PART …`, parts `micro`, `correct`, `products` and `small`. Each part is
+//! `gpu_check [--record DIRECTORY] [--seed N] PART …`, parts `micro`, `correct`, `models`, `products` and `small`. Each part is
 //! independent of the others and of its own failures: what cannot be run is named and left behind. Records are CSV,
 //! written line by line. Exit codes: 0 all well, 1 something failed, 2 no GPU that the kernels run on, or asked wrongly.
 
 mod correct;
+#[path = "../../tests/support/golden.rs"]
+mod golden;
 mod micro;
+mod models;
 mod products;
 mod record;
+#[path = "../../tests/support/reference.rs"]
+mod reference;
+#[path = "../../../lacuna-kernels/tests/support/random.rs"]
+mod support;
+#[path = "../../tests/support/values.rs"]
+mod values;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use lacuna_cuda::launch::Device;
 
 /// What a part gives: how many things went wrong.
 type Outcome = Result<usize, Box<dyn std::error::Error>>;
-type Part = fn(&Device, &Settings) -> Outcome;
+type Part = fn(&Arc<Device>, &Settings) -> Outcome;
 
 /// `small` is what of `correct` a sanitizer gets done.
-const PARTS: [(&str, Part); 4] =
-    [("micro", micro::run), ("correct", correct::run), ("products", products::run), ("small", correct::small)];
+const PARTS: [(&str, Part); 5] = [
+    ("micro", |device, settings| micro::run(device, settings)),
+    ("correct", |device, settings| correct::run(device, settings)),
+    ("models", models::run),
+    ("products", |device, settings| products::run(device, settings)),
+    ("small", |device, settings| correct::small(device, settings)),
+];
 
 /// What was asked for.
 struct Settings {
@@ -39,14 +54,14 @@ fn main() -> ExitCode {
             name => match PARTS.iter().find(|(part, _)| *part == name) {
                 Some(part) => chosen.push(*part),
                 None => {
-                    eprintln!("error: no part {name}; there are micro, correct, products and small");
+                    eprintln!("error: no part {name}; there are micro, correct, models, products and small");
                     return ExitCode::from(2);
                 }
             },
         }
     }
     let device = match Device::open(0) {
-        Ok(device) => device,
+        Ok(device) => Arc::new(device),
         Err(error) => {
             eprintln!("no GPU to check: {error}");
             return ExitCode::from(2);

@@ -5,13 +5,13 @@
 use std::time::Instant;
 
 use lacuna_core::{IntType, Matrix, Packed, Pattern, ScaleGroup, ValueType};
-use lacuna_cuda::HalfType;
-use lacuna_cuda::launch::{Activations, Dense, Device, Graph, Sparse};
+use lacuna_cuda::launch::Device;
+use lacuna_cuda::{Activations, Dense, HalfType, Machine, Recording, Sparse};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::correct::random_mask;
 use crate::record::{Record, median};
+use crate::support::random_mask;
 use crate::{Outcome, Settings};
 
 const HALF: HalfType = HalfType::Bf16;
@@ -35,7 +35,7 @@ pub fn run(device: &Device, settings: &Settings) -> Outcome {
     let mut wrong = 0;
     for (shape, rows, cols) in SHAPES {
         let weight: Vec<f32> = (0..rows * cols).map(|_| rng.random_range(-1.0..1.0)).collect();
-        let dense = Dense::new(device, HALF, [rows, cols], &weight)?;
+        let dense = Dense::upload(device, HALF, [rows, cols], weight.iter().copied())?;
         let weight = Matrix::new(rows, cols, weight)?;
         let mut sparse = vec![];
         for pattern in PATTERNS {
@@ -139,11 +139,11 @@ impl Case<'_> {
         for _ in 1..self.copies(weight.bytes()) {
             copies.push(weight.duplicate(self.device)?);
         }
-        weight.multiply(x, y)?;
+        weight.multiply(self.device, x, y)?;
         self.device.synchronize()?;
-        let graph = self.device.record(|| {
+        let graph = self.device.record(&mut || {
             let mut weights = std::iter::once(weight).chain(&copies).cycle();
-            (0..LAUNCHES).try_for_each(|_| weights.next().map_or(Ok(()), |weight| weight.multiply(x, y)))
+            (0..LAUNCHES).try_for_each(|_| weights.next().map_or(Ok(()), |weight| weight.multiply(self.device, x, y)))
         })?;
         Ok(Timed { graph, _weights: Box::new(copies) })
     }
@@ -155,7 +155,7 @@ impl Case<'_> {
         }
         weight.multiply(self.device, x, y)?;
         self.device.synchronize()?;
-        let graph = self.device.record(|| {
+        let graph = self.device.record(&mut || {
             let mut weights = std::iter::once(weight).chain(&copies).cycle();
             (0..LAUNCHES).try_for_each(|_| weights.next().map_or(Ok(()), |weight| weight.multiply(self.device, x, y)))
         })?;
@@ -170,12 +170,12 @@ impl Case<'_> {
     /// Seconds of one product.
     fn time(&self, timed: &Timed) -> lacuna_cuda::Result<f64> {
         // The first run is not timed: the clock begins when the GPU is free and warm.
-        timed.graph.launch()?;
+        timed.graph.replay()?;
         self.device.synchronize()?;
         let started = Instant::now();
         let mut graphs = 0;
         while graphs == 0 || started.elapsed().as_secs_f64() < SECONDS {
-            timed.graph.launch()?;
+            timed.graph.replay()?;
             graphs += 1;
             // Ahead of the GPU by a few graphs, not by thousands.
             if graphs % 32 == 0 {
@@ -189,6 +189,6 @@ impl Case<'_> {
 
 /// A graph and what it reads.
 struct Timed {
-    graph: Graph,
+    graph: Box<dyn Recording>,
     _weights: Box<dyn std::any::Any>,
 }

@@ -1,15 +1,21 @@
-//! One GPU: its stream, and the kernels compiled for it so far.
+//! One GPU: its stream, its memory, and the kernels compiled for it so far.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{CUfunction_attribute_enum, CUgraphInstantiate_flags, CUstreamCaptureMode};
-use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaStream, DriverError};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig,
+    PushKernelArg, result,
+};
 use cudarc::nvrtc::Ptx;
 
 use super::compile::{Architecture, compile};
+use super::dense::Library;
 use super::found::{Gpu, describe, has_driver};
 use crate::error::{Error, Result};
+use crate::kernels::{Limits, source};
+use crate::machine::{Buffer, Call, DenseProduct, Machine, OuterProduct, Recording};
 
 /// A GPU that is in use. All work goes through one stream, in order.
 pub struct Device {
@@ -17,6 +23,7 @@ pub struct Device {
     gpu: Gpu,
     architecture: Architecture,
     functions: Mutex<HashMap<String, CudaFunction>>,
+    library: OnceLock<Library>,
 }
 
 impl Device {
@@ -34,7 +41,12 @@ impl Device {
         // SAFETY: with one stream there is nothing for events to order; buffers are freed on that stream too.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(failed("making a stream"))?;
-        Ok(Self { stream, gpu, architecture, functions: Mutex::default() })
+        Ok(Self { stream, gpu, architecture, functions: Mutex::default(), library: OnceLock::new() })
+    }
+
+    /// Refuses where cuBLASLt is missing, which dense layers run on.
+    pub fn check_dense(&self) -> Result<()> {
+        self.library().map(drop)
     }
 
     /// What it is.
@@ -45,23 +57,6 @@ impl Device {
     /// What its kernels are compiled for.
     pub fn architecture(&self) -> Architecture {
         self.architecture
-    }
-
-    /// Waits until all work is done; an error of any of it comes to light here.
-    pub fn synchronize(&self) -> Result<()> {
-        self.stream.synchronize().map_err(failed("waiting for the GPU"))
-    }
-
-    /// Records work, to be done again and again without the host's part of it. The work must wait for nothing, and all
-    /// kernels in it must have run before.
-    pub fn record(&self, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
-        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        self.stream.begin_capture(mode).map_err(failed("recording a graph"))?;
-        let done = work();
-        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        let graph = self.stream.end_capture(flags).map_err(failed("recording a graph"));
-        done?;
-        graph?.map(Graph).ok_or_else(|| Error::Driver { doing: "recording a graph", why: "it is empty".to_owned() })
     }
 
     /// A function of some text, compiled when first asked for.
@@ -80,14 +75,130 @@ impl Device {
         functions.insert(name.to_owned(), function.clone());
         Ok(function)
     }
+
+    /// Makes the GPU that of this thread, for calls that cudarc does not wrap.
+    fn bind(&self, doing: &'static str) -> Result<()> {
+        self.stream.context().bind_to_thread().map_err(failed(doing))
+    }
+
+    fn library(&self) -> Result<&Library> {
+        if let Some(library) = self.library.get() {
+            return Ok(library);
+        }
+        self.bind("asking cuBLASLt")?;
+        let library = Library::new(&self.stream)?;
+        Ok(self.library.get_or_init(|| library))
+    }
 }
 
-/// Recorded work.
-pub struct Graph(CudaGraph);
+/// The struct that a kernel takes, and behind it what no kernel reads: the driver knows how long each one's is.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+struct Parameter([u8; Parameter::BYTES]);
 
-impl Graph {
-    /// Does it once more.
-    pub fn launch(&self) -> Result<()> {
+impl Parameter {
+    const BYTES: usize = 256;
+}
+
+// SAFETY: plain bytes, in the layout of the struct that the kernel takes by value.
+unsafe impl DeviceRepr for Parameter {}
+
+impl Machine for Device {
+    fn limits(&self) -> Limits {
+        self.gpu.limits
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Buffer> {
+        // SAFETY: bytes that nobody gave a meaning to may have any.
+        let memory = unsafe { self.stream.alloc::<u8>(bytes.max(1)) }.map_err(failed("taking memory of the GPU"))?;
+        // Everything is on the stream that made the buffer, so there is nothing to wait for or to record.
+        let address = memory.device_ptr(&self.stream).0;
+        Ok(Buffer::new(address, bytes, Box::new(memory)))
+    }
+
+    fn write(&self, to: &Buffer, bytes: &[u8]) -> Result<()> {
+        check(to, bytes.len())?;
+        self.bind("copying to the GPU")?;
+        // SAFETY: the buffer is ours and large enough. Memory of the host that is not pinned is copied before this returns.
+        let copied = unsafe { result::memcpy_htod_async(to.address(), bytes, self.stream.cu_stream()) };
+        copied.map_err(failed("copying to the GPU"))
+    }
+
+    fn read(&self, from: &Buffer, bytes: usize) -> Result<Vec<u8>> {
+        check(from, bytes)?;
+        let mut read = vec![0; bytes];
+        self.bind("copying from the GPU")?;
+        // SAFETY: the buffer is ours and large enough, and `read` lives until the copy is done.
+        let copied = unsafe { result::memcpy_dtoh_async(&mut read, from.address(), self.stream.cu_stream()) };
+        copied.map_err(failed("copying from the GPU"))?;
+        self.synchronize()?;
+        Ok(read)
+    }
+
+    fn launch(&self, call: &Call) -> Result<()> {
+        let function = self.function(&call.kernel().name(), || source(&[call.kernel()]))?;
+        let mut parameter = Parameter([0; Parameter::BYTES]);
+        parameter.0[..call.operands().len()].copy_from_slice(call.operands());
+        let [across, down] = call.blocks();
+        let grid = LaunchConfig {
+            grid_dim: (across, down, 1),
+            block_dim: (call.kernel().threads(), 1, 1),
+            shared_mem_bytes: call.shared_bytes(),
+        };
+        let mut arguments = self.stream.launch_builder(&function);
+        // SAFETY: a `Call` is made by this crate alone, for the struct of its kernel, from buffers whose lengths it has
+        // checked; the tests run the same calls with a forbidden page behind each buffer. Buffers outlive the launch,
+        // because freeing them is queued on the same stream.
+        unsafe { arguments.arg(&parameter).launch(grid) }.map_err(failed("launching a kernel"))?;
+        Ok(())
+    }
+
+    fn multiply(&self, product: &DenseProduct) -> Result<()> {
+        let library = self.library()?;
+        self.bind("asking cuBLASLt for a product")?;
+        library.multiply(product)
+    }
+
+    fn add_outer(&self, product: &OuterProduct) -> Result<()> {
+        let library = self.library()?;
+        self.bind("asking cuBLASLt for a product")?;
+        library.add_outer(product)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.stream.synchronize().map_err(failed("waiting for the GPU"))
+    }
+
+    fn record(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recording>> {
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(failed("recording a graph"))?;
+        let done = work();
+        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        let graph = self.stream.end_capture(flags).map_err(failed("recording a graph"));
+        done?;
+        let empty = || Error::Driver { doing: "recording a graph", why: "it is empty".to_owned() };
+        Ok(Box::new(Graph(graph?.ok_or_else(empty)?)))
+    }
+}
+
+/// Refuses bytes past the end of a buffer, and buffers of another machine.
+fn check(buffer: &Buffer, bytes: usize) -> Result<()> {
+    if !buffer.owner().is::<CudaSlice<u8>>() || bytes > buffer.bytes() {
+        return Err(Error::Shape { what: "a buffer of the GPU", want: bytes, got: buffer.bytes() });
+    }
+    Ok(())
+}
+
+/// Recorded work of the GPU.
+struct Graph(CudaGraph);
+
+// SAFETY: an executable graph belongs to no thread, and launches of it go to one stream, where the driver orders them.
+unsafe impl Send for Graph {}
+// SAFETY: as above; the driver locks what a launch changes.
+unsafe impl Sync for Graph {}
+
+impl Recording for Graph {
+    fn replay(&self) -> Result<()> {
         self.0.launch().map_err(failed("launching a graph"))
     }
 }

@@ -5,6 +5,7 @@ use cudarc::driver::{CudaSlice, LaunchConfig, PushKernelArg};
 use super::device::{Device, failed};
 use crate::error::Result;
 use crate::kernels::probe_source;
+use crate::machine::Machine;
 
 /// Blocks of a multiprocessor and threads of a block; a group of `wgmma` is 128 threads.
 const BLOCKS: usize = 4;

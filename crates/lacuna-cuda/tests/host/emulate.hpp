@@ -11,6 +11,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -66,14 +67,13 @@ struct Fiber {
     int groups = 0;
 };
 
-constexpr int LANES = 32;
 constexpr size_t STACK = 64 * 1024;
 
 /// What the lanes of a warp leave for each other.
 struct Warp {
     Party party;
     uint4 a[LANES], b[LANES], out[LANES];
-    float c[LANES][4];
+    float c[LANES][4], shuffled[LANES], received[LANES];
     u32 address[LANES], metadata[LANES];
 };
 
@@ -277,7 +277,7 @@ inline uint4 ldmatrix_transposed(u32 row) {
     int me = emulate::lane();
     w.address[me] = row;
     emulate::meet(w.party, "ldmatrix", [&] {
-        for (int lane = 0; lane < emulate::LANES; lane++) {
+        for (int lane = 0; lane < LANES; lane++) {
             u32 registers[4];
             for (int m = 0; m < 4; m++) {
                 u16 pair[2];
@@ -297,6 +297,16 @@ inline u32 permute_bytes(u32 low, u32 high, u32 choice) {
     u32 out = 0;
     for (int i = 0; i < 4; i++) out |= (u32)(bytes >> ((choice >> 4 * i & 7) * 8) & 0xff) << 8 * i;
     return out;
+}
+
+inline float shuffle_xor(float x, int mask) {
+    emulate::Warp &w = emulate::warp();
+    int me = emulate::lane();
+    w.shuffled[me] = x;
+    emulate::meet(w.party, "shuffle", [&] {
+        for (int lane = 0; lane < LANES; lane++) w.received[lane] = w.shuffled[lane ^ mask];
+    });
+    return w.received[me];
 }
 
 inline float as_float(u32 bits) { return emulate::bits_float(bits); }

@@ -15,11 +15,14 @@ use serde_json::{Value, json};
 
 use self::subject::{Subject, check_lengths, phases, request};
 pub(crate) use self::subject::{images, texts};
+use crate::device::Device;
 use crate::engine::{Engine, Timing};
 
 /// What to time.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Settings {
+    /// where the model runs
+    pub device: Device,
     /// tokens of each prompt or text; images have as many as they have
     pub prompt: usize,
     /// tokens that a decoder adds to it
@@ -99,7 +102,7 @@ pub fn bench(model: &Path, settings: &Settings, progress: &ProgressBar) -> Resul
     progress.set_length((settings.rounds * (own.len() + rivals.len()) + own.len()) as u64);
     for round in 0..=settings.rounds {
         for (subject, contestant) in &mut own {
-            let seconds = subject.time(settings.decode);
+            let seconds = subject.time(settings.decode)?;
             if round > 0 {
                 contestant.seconds.push(seconds);
             }

@@ -4,18 +4,23 @@ use std::time::Instant;
 
 use anyhow::Result;
 use lacuna_core::Matrix;
+use lacuna_cuda::model::Session;
 use lacuna_format::Checkpoint;
-use lacuna_model::{Cache, Config, Decoder, Execution, TextEncoder, VisionConfig, VisionEncoder};
+use lacuna_model::{Cache, Config, Decoder, Execution, Sequences, VisionConfig};
 use serde_json::{Value, json};
 
 use super::Settings;
 use crate::UsageError;
+use crate::models::{DecoderModel, TextModel, VisionModel};
+
+/// Steps of a GPU before the clock starts.
+const WARM_STEPS: usize = 3;
 
 /// A model in memory with the batch that it is given, the one of `bench/engines/README.md`.
-pub(super) enum Subject {
-    Decoder(Decoder, Vec<Vec<u32>>),
-    Text(TextEncoder, Vec<Vec<u32>>),
-    Vision(VisionEncoder, Vec<Vec<f32>>),
+pub(super) enum Subject<'a> {
+    Decoder(DecoderModel, Vec<Vec<u32>>),
+    Text(TextModel<'a>, Vec<Vec<u32>>),
+    Vision(VisionModel<'a>, Vec<Vec<f32>>),
 }
 
 /// Refuses sequences that are longer than the model takes.
@@ -28,6 +33,9 @@ pub(super) fn check_lengths(config: &Config, settings: &Settings) -> Result<(), 
         }
         Config::Text(config) if prompt > config.positions() => {
             Err(UsageError(format!("--prompt-tokens asks for {prompt}; this model takes {}", config.positions())))
+        }
+        _ if settings.device.is_cuda() && !settings.engines.is_empty() => {
+            Err(UsageError("--engine times rivals on the CPU; leave --device cuda out".to_owned()))
         }
         Config::Decoder(_) if !settings.engines.is_empty() => {
             Err(UsageError("--engine with a model is for encoders; decoders are timed by `bench/run.sh`".to_owned()))
@@ -68,67 +76,88 @@ pub(crate) fn images(config: &VisionConfig, batch: usize) -> Vec<Vec<f32>> {
     (0..batch).map(|b| (b * size..(b + 1) * size).map(pixel).collect()).collect()
 }
 
-impl Subject {
+impl<'a> Subject<'a> {
     pub(super) fn load(
-        checkpoint: &Checkpoint,
+        checkpoint: &'a Checkpoint,
         config: &Config,
         execution: Execution,
         settings: &Settings,
     ) -> Result<Self> {
-        let tokens = |vocab: usize| texts(vocab, settings.batch, settings.prompt);
+        let (device, batch) = (&settings.device, settings.batch);
+        let tokens = |vocab: usize| texts(vocab, batch, settings.prompt);
         Ok(match config {
             Config::Decoder(config) => {
-                Self::Decoder(Decoder::load(checkpoint, config, execution)?, tokens(config.vocab_size))
+                let model = DecoderModel::load(device, checkpoint, config, execution)?;
+                Self::Decoder(model, tokens(config.vocab_size))
             }
             Config::Text(config) => {
-                Self::Text(TextEncoder::load(checkpoint, config, execution)?, tokens(config.vocab_size))
+                Self::Text(TextModel::load(device, checkpoint, config, execution)?, tokens(config.vocab_size))
             }
             Config::Vision(config) => {
-                Self::Vision(VisionEncoder::load(checkpoint, config, execution)?, images(config, settings.batch))
+                Self::Vision(VisionModel::load(device, checkpoint, config, execution)?, images(config, batch))
             }
         })
     }
 
     /// Seconds of each phase.
-    pub(super) fn time(&self, decode: usize) -> Vec<f64> {
+    pub(super) fn time(&self, decode: usize) -> Result<Vec<f64>> {
         match self {
-            Self::Decoder(model, prompts) => {
-                let mut caches = vec![Cache::new(model.config()); prompts.len()];
-                let mut step = |inputs: &[Vec<u32>]| {
-                    let mut inputs: Vec<_> = inputs.iter().map(Vec::as_slice).zip(&mut caches).collect();
-                    let hidden = model.forward(&mut inputs);
-                    let per_sequence = hidden.cols() / prompts.len();
-                    let last: Vec<usize> = (1..=prompts.len()).map(|s| s * per_sequence - 1).collect();
-                    lacuna_model::give(std::hint::black_box(model.logits(&hidden, &last)));
-                };
-                let prefill = seconds(|| step(prompts));
-                let next = |i: usize| prompts.iter().map(|prompt| vec![prompt[i % prompt.len()]]).collect::<Vec<_>>();
-                vec![prefill, seconds(|| (0..decode).for_each(|i| step(&next(i))))]
+            Self::Decoder(DecoderModel::Cpu(model), prompts) => Ok(time_decoder(model, prompts, decode)),
+            Self::Decoder(DecoderModel::Cuda(model), prompts) => {
+                let mut session = Session::new(model, prompts.len(), prompts[0].len() + decode + WARM_STEPS)?;
+                let inputs: Vec<(usize, &[u32])> = prompts.iter().map(Vec::as_slice).enumerate().collect();
+                let prefill = seconds(|| session.extend(&inputs).map(drop))?;
+                // The first step takes memory, the second is recorded; what is timed is replayed.
+                let first: Vec<u32> = prompts.iter().map(|prompt| prompt[0]).collect();
+                let next = session.take_likeliest(&first, WARM_STEPS)?;
+                Ok(vec![prefill, seconds(|| session.take_likeliest(&next, decode).map(drop))?])
             }
             Self::Text(model, texts) => {
                 let texts: Vec<&[u32]> = texts.iter().map(Vec::as_slice).collect();
-                vec![seconds(|| drop(std::hint::black_box(model.embed(&texts))))]
+                Ok(vec![seconds(|| model.embed(&texts).map(|vectors| drop(std::hint::black_box(vectors))))?])
             }
             Self::Vision(model, images) => {
                 let images: Vec<&[f32]> = images.iter().map(Vec::as_slice).collect();
-                vec![seconds(|| drop(std::hint::black_box(model.logits(&images))))]
+                Ok(vec![seconds(|| model.logits(&images).map(|logits| drop(std::hint::black_box(logits))))?])
             }
         }
     }
 
-    /// What an encoder makes of the batch, as a rival gives it: the vectors of all tokens, or logits.
+    /// What an encoder makes of the batch, as a rival gives it: the vectors of all tokens, or logits. Rivals meet the CPU's.
     pub(super) fn answer(&self) -> Matrix {
         match self {
-            Self::Decoder(..) => Matrix::zeros(0, 0),
-            Self::Text(model, texts) => model.forward(&texts.iter().map(Vec::as_slice).collect::<Vec<_>>()),
-            Self::Vision(model, images) => model.logits(&images.iter().map(Vec::as_slice).collect::<Vec<_>>()),
+            Self::Text(TextModel::Cpu(model), texts) => {
+                model.forward(&texts.iter().map(Vec::as_slice).collect::<Vec<_>>())
+            }
+            Self::Vision(VisionModel::Cpu(model), images) => {
+                model.logits(&images.iter().map(Vec::as_slice).collect::<Vec<_>>())
+            }
+            _ => Matrix::zeros(0, 0),
         }
         .transposed()
     }
 }
 
-fn seconds(run: impl FnOnce()) -> f64 {
+/// Seconds of prefill and of decoding.
+fn time_decoder(model: &Decoder, prompts: &[Vec<u32>], decode: usize) -> Vec<f64> {
+    let mut caches = vec![Cache::new(model.config()); prompts.len()];
+    let mut step = |inputs: &[Vec<u32>]| {
+        let mut inputs: Vec<_> = inputs.iter().map(Vec::as_slice).zip(&mut caches).collect();
+        let hidden = model.forward(&mut inputs);
+        let per_sequence = hidden.cols() / prompts.len();
+        let last: Vec<usize> = (1..=prompts.len()).map(|s| s * per_sequence - 1).collect();
+        lacuna_model::give(std::hint::black_box(model.logits(&hidden, &last)));
+    };
+    let next = |i: usize| prompts.iter().map(|prompt| vec![prompt[i % prompt.len()]]).collect::<Vec<_>>();
     let started = Instant::now();
-    run();
-    started.elapsed().as_secs_f64()
+    step(prompts);
+    let prefill = started.elapsed().as_secs_f64();
+    (0..decode).for_each(|i| step(&next(i)));
+    vec![prefill, started.elapsed().as_secs_f64() - prefill]
+}
+
+fn seconds<E>(run: impl FnOnce() -> std::result::Result<(), E>) -> std::result::Result<f64, E> {
+    let started = Instant::now();
+    run()?;
+    Ok(started.elapsed().as_secs_f64())
 }

@@ -28,6 +28,8 @@ pub(super) struct Args {
     /// Round activations to this type before each product [default: bf16 for a bf16 checkpoint, else f32]
     #[arg(long, value_enum, value_name = "TYPE")]
     activations: Option<super::ActivationsName>,
+    #[command(flatten)]
+    device: super::device::DeviceArgs,
     /// Timed rounds; the median counts
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = super::positive)]
     rounds: usize,
@@ -43,6 +45,7 @@ pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let Some(model) = &args.model else { return kernel_bench::run(&args.kernels, &args.engine, ui) };
     let progress = ui.progress("bench", 0);
     let settings = Settings {
+        device: args.device.open(args.activations)?,
         prompt: args.prompt_tokens,
         decode: args.decode_tokens,
         batch: args.batch,

@@ -17,6 +17,7 @@ pub(super) fn run(ui: &Ui) {
             let costs = part.costs.iter().map(|costs| format!("{:10}{costs}\n", ""));
             format!("{:10}{found}\n{}", part.part, costs.collect::<String>())
         };
-        parts.iter().map(line).collect::<String>() + "\nIn this version models run on the CPU alone.\n"
+        parts.iter().map(line).collect::<String>()
+            + "\nModels run on the CPU, or with --device cuda on the first GPU.\n"
     });
 }

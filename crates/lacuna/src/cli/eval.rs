@@ -45,6 +45,8 @@ pub(super) struct Args {
     /// Round activations to this type before each product [default: f32]
     #[arg(long, value_enum, value_name = "TYPE")]
     activations: Option<super::ActivationsName>,
+    #[command(flatten)]
+    device: super::device::DeviceArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -90,6 +92,7 @@ pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let models: Vec<_> =
         [Some(&args.model), args.baseline.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect();
     let settings = Settings {
+        device: args.device.open(args.activations)?,
         task: args.task.map(Into::into),
         by_document: args.protocol.map(|name| name == ProtocolName::Document),
         context: args.context,

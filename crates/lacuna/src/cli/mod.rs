@@ -5,6 +5,7 @@
 mod bench;
 mod calibration;
 mod demo;
+mod device;
 mod doctor;
 mod eval;
 mod export;

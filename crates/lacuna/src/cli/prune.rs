@@ -88,6 +88,8 @@ pub(super) struct Args {
     exclude: Vec<String>,
     #[command(flatten)]
     calibration: CalibrationArgs,
+    #[command(flatten)]
+    device: super::device::DeviceArgs,
     /// Refuse to begin if more than this many bytes of memory are expected, also written as 500M or 1.5GiB
     #[arg(long, value_name = "BYTES", value_parser = super::size)]
     max_memory: Option<u64>,
@@ -196,6 +198,7 @@ impl Args {
             },
             layers: Selector::new(&self.include, &self.exclude)?,
             calibration: self.calibration.calibration(SAMPLES, seed),
+            device: self.device.open(None)?,
             force: self.force,
         })
     }

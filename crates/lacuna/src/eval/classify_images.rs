@@ -5,33 +5,33 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;
 use lacuna_format::ImageProcessor;
-use lacuna_model::VisionEncoder;
 use rayon::prelude::*;
 
 use super::perplexity::log_sum_exp;
 use super::{Details, Score};
 use crate::images::{Split, class_of, files};
+use crate::models::VisionModel;
 
 /// Images held in memory at once.
 const BATCH: usize = 32;
 
 /// Top-1 accuracy, and the cross-entropy of the true class.
 pub(super) fn score(
-    classifier: &VisionEncoder,
+    classifier: &VisionModel,
+    labels: &[String],
     processor: &ImageProcessor,
     folder: &Path,
     split: Split,
     progress: &ProgressBar,
 ) -> Result<Score> {
     let files = files(folder, split)?;
-    let labels = &classifier.config().labels;
     let classes = files.iter().map(|file| class_of(file, labels)).collect::<Result<Vec<usize>>>()?;
     progress.set_length(files.len() as u64);
     let (mut right, mut losses) = (0, Vec::with_capacity(files.len()));
     for (files, classes) in files.chunks(BATCH).zip(classes.chunks(BATCH)) {
         let pixels = files.par_iter().map(|file| processor.pixels(file));
         let pixels = pixels.collect::<lacuna_format::Result<Vec<Vec<f32>>>>()?;
-        let logits = classifier.logits(&pixels.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        let logits = classifier.logits(&pixels.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
         for (i, (&class, total)) in classes.iter().zip(log_sum_exp(&logits)).enumerate() {
             let own = logits.row(class)[i];
             // Of equal logits the first class wins.

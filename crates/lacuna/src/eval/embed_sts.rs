@@ -6,9 +6,9 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;
 use lacuna_format::Tokenizer;
-use lacuna_model::TextEncoder;
 
 use super::{Details, Score};
+use crate::models::TextModel;
 use crate::text::read_pairs;
 
 /// Sentences that are encoded between two steps of the progress bar.
@@ -16,7 +16,7 @@ const BATCH: usize = 64;
 
 /// Spearman's correlation of cosines and scores.
 pub(super) fn score(
-    encoder: &TextEncoder,
+    encoder: &TextModel,
     tokenizer: &Tokenizer,
     file: &Path,
     max_tokens: usize,
@@ -41,7 +41,7 @@ pub(super) fn score(
     let mut vectors = vec![];
     for batch in tokens.chunks(BATCH) {
         let batch: Vec<&[u32]> = batch.iter().map(Vec::as_slice).collect();
-        vectors.extend(encoder.embed(&batch));
+        vectors.extend(encoder.embed(&batch)?);
         progress.inc(batch.len() as u64);
     }
     let cosines: Vec<f64> = vectors.as_chunks::<2>().0.iter().map(|[a, b]| cosine(a, b)).collect();

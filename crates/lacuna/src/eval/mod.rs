@@ -9,11 +9,13 @@ use std::path::Path;
 use anyhow::Result;
 use indicatif::ProgressBar;
 use lacuna_format::{Checkpoint, Tokenizer};
-use lacuna_model::{Activations, Config, Decoder, Execution, TextEncoder, family};
+use lacuna_model::{Activations, Config, Execution, family};
 use serde::Serialize;
 
 use crate::UsageError;
+use crate::device::Device;
 use crate::images::{Split, classifier};
+use crate::models::{DecoderModel, TextModel};
 pub use perplexity::{Protocol, score, sequences};
 
 /// Tokens of a sentence at most, unless told otherwise: the protocol of the STS benchmark's published figures.
@@ -51,8 +53,10 @@ impl Task {
 }
 
 /// How to measure; what is left out follows from the model and the data.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Settings {
+    /// where the model runs
+    pub device: Device,
     /// what is measured; none: what the model is made for
     pub task: Option<Task>,
     /// how a text is cut for perplexity; none: `.jsonl` by document, others under a window
@@ -157,7 +161,7 @@ pub fn evaluate(model: &Path, data: &Path, settings: &Settings, bar: &ProgressBa
                 Protocol::Window { context, stride: settings.stride.unwrap_or(context) }
             };
             let sequences = sequences(data, &tokenizer, protocol, config)?;
-            score(&Decoder::load(&checkpoint, config, execution)?, &sequences, bar)
+            score(&DecoderModel::load(&settings.device, &checkpoint, config, execution)?, &sequences, bar)
         }
         Config::Text(config) => {
             let tokenizer = Tokenizer::open(model, config.vocab_size, None)?;
@@ -167,13 +171,13 @@ pub fn evaluate(model: &Path, data: &Path, settings: &Settings, bar: &ProgressBa
                 let problem = format!("--context is {context}; this model takes 3 to {max} tokens");
                 return Err(UsageError(problem).into());
             }
-            let encoder = TextEncoder::load(&checkpoint, config, execution)?;
+            let encoder = TextModel::load(&settings.device, &checkpoint, config, execution)?;
             embed_sts::score(&encoder, &tokenizer, data, context, bar)
         }
         Config::Vision(config) => {
             let split = settings.split.map_or_else(|| split_of(&[model]), Ok)?;
-            let (processor, classifier) = classifier(&checkpoint, config, execution)?;
-            classify_images::score(&classifier, &processor, data, split, bar)
+            let (processor, classifier) = classifier(&settings.device, &checkpoint, config, execution)?;
+            classify_images::score(&classifier, &config.labels, &processor, data, split, bar)
         }
     }
 }

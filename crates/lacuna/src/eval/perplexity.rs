@@ -6,11 +6,12 @@ use anyhow::{Result, bail};
 use indicatif::ProgressBar;
 use lacuna_core::Matrix;
 use lacuna_format::Tokenizer;
-use lacuna_model::{Cache, Decoder, DecoderConfig, runs};
+use lacuna_model::{DecoderConfig, runs};
 use rayon::prelude::*;
 
 use super::{Details, Score};
 use crate::UsageError;
+use crate::models::DecoderModel;
 use crate::text::read_documents;
 
 /// Tokens that run through the model together.
@@ -92,13 +93,13 @@ fn windows(tokens: &[u32], context: usize, stride: usize) -> Vec<Scored> {
 
 /// Perplexity over all predicted tokens of all sequences. Its standard error takes the sequences as the sample: tokens of
 /// one text are not independent.
-pub fn score(model: &Decoder, sequences: &[Scored], progress: &ProgressBar) -> Result<Score> {
+pub fn score(model: &DecoderModel, sequences: &[Scored], progress: &ProgressBar) -> Result<Score> {
     progress.set_length(sequences.iter().map(|(tokens, _)| tokens.len() as u64).sum());
     // (sum of negative log-likelihoods, tokens predicted) of each sequence
     let mut found: Vec<(f64, usize)> = vec![];
     let lengths: Vec<usize> = sequences.iter().map(|(tokens, _)| tokens.len()).collect();
     for run in runs(&lengths, BATCH_TOKENS) {
-        found.extend(score_batch(model, &sequences[run.clone()]));
+        found.extend(score_batch(model, &sequences[run.clone()])?);
         progress.inc(lengths[run].iter().sum::<usize>() as u64);
     }
     let tokens: usize = found.iter().map(|&(_, tokens)| tokens).sum();
@@ -120,11 +121,8 @@ pub fn score(model: &Decoder, sequences: &[Scored], progress: &ProgressBar) -> R
 }
 
 /// Of each sequence the sum of negative log-likelihoods, and how many.
-fn score_batch(model: &Decoder, sequences: &[Scored]) -> Vec<(f64, usize)> {
-    let mut caches: Vec<Cache> = sequences.iter().map(|_| Cache::new(model.config())).collect();
-    let mut batch: Vec<(&[u32], &mut Cache)> =
-        sequences.iter().zip(&mut caches).map(|((tokens, _), cache)| (&tokens[..], cache)).collect();
-    let hidden = model.forward(&mut batch);
+fn score_batch(model: &DecoderModel, sequences: &[Scored]) -> Result<Vec<(f64, usize)>> {
+    let hidden = model.forward(&sequences.iter().map(|(tokens, _)| &tokens[..]).collect::<Vec<_>>())?;
     // (sequence, column that predicts, token that came)
     let mut predictions = vec![];
     let mut start = 0;
@@ -135,14 +133,14 @@ fn score_batch(model: &Decoder, sequences: &[Scored]) -> Vec<(f64, usize)> {
     let mut found = vec![(0.0, 0); sequences.len()];
     for part in predictions.chunks(LOGIT_COLUMNS) {
         let columns: Vec<usize> = part.iter().map(|&(_, column, _)| column).collect();
-        let logits = model.logits(&hidden, &columns);
+        let logits = model.logits(&hidden, &columns)?;
         let totals = log_sum_exp(&logits);
         for (i, &(sequence, _, token)) in part.iter().enumerate() {
             found[sequence].0 += totals[i] - f64::from(logits.row(token)[i]);
             found[sequence].1 += 1;
         }
     }
-    found
+    Ok(found)
 }
 
 /// `ln Σ_v exp(logits[v, i])` of each column.

@@ -17,6 +17,7 @@ use super::space::Space;
 use super::stage;
 use super::stand_in::StandIns;
 use crate::calibrate::Stream;
+use crate::device::Device;
 use crate::statistics::Statistics;
 
 /// One sample in so many is held back.
@@ -88,7 +89,7 @@ impl<'a> Laboratory<'a> {
         let mut effects = vec![vec![]; space.layers.len()];
         for b in 0..blocks.len() {
             let own = self.layers_of(b, &space.layers);
-            let stats = Statistics::of_block(&calibration, &blocks[b], None, &own, 0.0);
+            let stats = Statistics::of_block(&calibration, &blocks[b], None, &own, 0.0, &Device::Cpu)?;
             for layer in own {
                 progress.set_message(layer.name.clone());
                 let i = space.layers.iter().position(|other| other == layer).expect("it is one of them");
@@ -137,7 +138,7 @@ impl<'a> Laboratory<'a> {
         for b in 0..self.config.blocks().layers {
             let block = self.block(b)?;
             let own = self.layers_of(b, &space.layers);
-            let stats = Statistics::of_block(&calibration, &block, None, &own, 0.0);
+            let stats = Statistics::of_block(&calibration, &block, None, &own, 0.0, &Device::Cpu)?;
             for (figure, layer) in figures.iter_mut().zip(&space.layers).filter(|(_, layer)| own.contains(layer)) {
                 let weight = self.checkpoint.matrix(&layer.weight(), layer.rows, layer.cols)?;
                 let scorer = OUTLIERS_OF.scorer(&weight, stats.of(layer))?;
@@ -156,7 +157,7 @@ impl<'a> Laboratory<'a> {
         for b in 0..self.config.blocks().layers {
             let mut block = self.block(b)?;
             let own = self.layers_of(b, &space.layers);
-            let stats = Statistics::of_block(&calibration, &block, None, &own, 0.0);
+            let stats = Statistics::of_block(&calibration, &block, None, &own, 0.0, &Device::Cpu)?;
             for (layer, &option) in space.layers.iter().zip(choice).filter(|(layer, _)| own.contains(layer)) {
                 if let Some(pattern) = space.pattern(option) {
                     let pruned = self.prune(layer, pattern, &stats)?;

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 
 use crate::UsageError;
 use crate::calibrate::Calibration;
+use crate::device::Device;
 use crate::modules::{Selector, linears};
 use crate::output::{check_output, copy_companions, write_index};
 use crate::plan::PlanFile;
@@ -50,6 +51,8 @@ pub struct Options {
     pub layers: Selector,
     /// what to calibrate on, if the recipe looks at activations or errors shall be measured on them
     pub calibration: Option<Calibration>,
+    /// where the products of calibration, inputs with inputs, are computed
+    pub device: Device,
     /// replace what is there
     pub force: bool,
 }
@@ -235,6 +238,10 @@ impl Job {
                 "tokens": self.samples.iter().map(|sample| self.config.tokens_of(sample)).sum::<usize>(),
                 "seed": calibration.seed,
             });
+            // In another order of summing, so with other last bits.
+            if self.options.device.is_cuda() {
+                recipe["calibration"]["device"] = json!("cuda");
+            }
             if let Some(split) = Calibration::split(&self.config) {
                 recipe["calibration"]["split"] = json!(split);
             }

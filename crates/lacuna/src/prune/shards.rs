@@ -109,7 +109,7 @@ impl Job {
 
     /// Statistics as the recipe wants them.
     fn statistics(&self) -> Statistics {
-        Statistics::new(self.options.recipe.aim)
+        Statistics::new(self.options.recipe.aim, &self.options.device)
     }
 
     /// A block of the original.
@@ -139,7 +139,7 @@ impl Job {
         for stage in stages.iter().filter(|stage| !stage.is_empty()) {
             let specs: Vec<&LinearSpec> = stage.iter().map(|layer| &layer.spec).collect();
             let aim = self.options.recipe.aim;
-            let stats = Statistics::of_block(stream, &block, dense.as_ref(), &specs, aim);
+            let stats = Statistics::of_block(stream, &block, dense.as_ref(), &specs, aim, &self.options.device)?;
             let replace =
                 |name: &str, packed: &Packed| Ok(block.replace(&self.checkpoint, name, packed, Execution::EXACT)?);
             let (of_stage, report) = self.prune_layers(stage, &stats, progress, replace)?;
@@ -159,7 +159,7 @@ impl Job {
             let beside = dense.as_ref().map(|dense| self.config.head_inputs(&self.checkpoint, dense)).transpose()?;
             for (i, (head, x)) in self.config.head_inputs(&self.checkpoint, hidden)?.iter().enumerate() {
                 if layers.iter().any(|layer| layer.spec == *head) {
-                    stats.observe(&[head], x, beside.as_ref().map(|beside| &beside[i].1));
+                    stats.observe(&[head], x, beside.as_ref().map(|beside| &beside[i].1))?;
                 }
             }
         }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use lacuna::UsageError;
+use lacuna::device::Device;
 use lacuna::images::{Split, classifier, files};
 use lacuna_format::Checkpoint;
 use lacuna_model::{Execution, VisionConfig};
@@ -24,6 +25,7 @@ pub(super) fn run(
     checkpoint: &Checkpoint,
     config: &VisionConfig,
     execution: Execution,
+    device: &Device,
     ui: &Ui,
 ) -> Result<()> {
     if let Some(file) = &args.file {
@@ -34,7 +36,7 @@ pub(super) fn run(
     for input in args.inputs.iter().map(Path::new) {
         if input.is_dir() { paths.extend(files(input, Split::All)?) } else { paths.push(input.to_owned()) }
     }
-    let (processor, classifier) = classifier(checkpoint, config, execution)?;
+    let (processor, classifier) = classifier(device, checkpoint, config, execution)?;
     let (mut outputs, mut preparing, mut running) = (vec![], Duration::ZERO, Duration::ZERO);
     for paths in paths.chunks(BATCH) {
         let started = Instant::now();
@@ -42,7 +44,7 @@ pub(super) fn run(
         let pixels = pixels.collect::<lacuna_format::Result<Vec<Vec<f32>>>>()?;
         preparing += started.elapsed();
         let started = Instant::now();
-        let logits = classifier.logits(&pixels.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        let logits = classifier.logits(&pixels.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
         running += started.elapsed();
         for (i, path) in paths.iter().enumerate() {
             let column: Vec<f32> = (0..logits.rows()).map(|class| logits.row(class)[i]).collect();

@@ -5,8 +5,10 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use lacuna::UsageError;
+use lacuna::device::Device;
+use lacuna::models::TextModel;
 use lacuna_format::{Checkpoint, Tokenizer};
-use lacuna_model::{Execution, TextConfig, TextEncoder};
+use lacuna_model::{Execution, TextConfig};
 use serde_json::json;
 
 use super::Args;
@@ -17,6 +19,7 @@ pub(super) fn run(
     checkpoint: &Checkpoint,
     config: &TextConfig,
     execution: Execution,
+    device: &Device,
     ui: &Ui,
 ) -> Result<()> {
     if let Some(path) = args.output.as_deref().filter(|path| path.extension().is_none_or(|e| e != "npy")) {
@@ -33,9 +36,9 @@ pub(super) fn run(
     if let Some(text) = texts.iter().zip(&tokens).find(|(_, tokens)| tokens.is_empty()).map(|(text, _)| text) {
         return Err(UsageError(format!("the text '{text}' has no tokens, so it has no vector")).into());
     }
-    let encoder = TextEncoder::load(checkpoint, config, execution)?;
+    let encoder = TextModel::load(device, checkpoint, config, execution)?;
     let started = Instant::now();
-    let vectors = encoder.embed(&tokens.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    let vectors = encoder.embed(&tokens.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
     let seconds = started.elapsed().as_secs_f64();
     if let Some(path) = &args.output {
         write_npy(path, &vectors)?;

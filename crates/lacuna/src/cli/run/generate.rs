@@ -2,8 +2,10 @@
 
 use anyhow::Result;
 use lacuna::UsageError;
+use lacuna::device::Device;
+use lacuna::models::DecoderModel;
 use lacuna_format::{Checkpoint, Tokenizer};
-use lacuna_model::{Decoder, DecoderConfig, Execution, Sampling, generate};
+use lacuna_model::{DecoderConfig, Execution, Sampling};
 use serde_json::json;
 
 use super::Args;
@@ -14,6 +16,7 @@ pub(super) fn run(
     checkpoint: &Checkpoint,
     config: &DecoderConfig,
     execution: Execution,
+    device: &Device,
     ui: &Ui,
 ) -> Result<()> {
     let tokenizer = Tokenizer::open(&args.model, config.vocab_size, config.bos_token_id)?;
@@ -32,7 +35,7 @@ pub(super) fn run(
         }
         prompts.push(tokens);
     }
-    let model = Decoder::load(checkpoint, config, execution)?;
+    let model = DecoderModel::load(device, checkpoint, config, execution)?;
     let sampling = Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: ui.seed };
     let streaming = !ui.json && prompts.len() == 1;
     let mut stream = tokenizer.stream(&prompts[0]);
@@ -40,14 +43,14 @@ pub(super) fn run(
         ui.print(&texts[0]);
     }
     let mut failed = None;
-    let made = generate(&model, &prompts, args.max_new_tokens, sampling, |_, token| {
+    let made = model.generate(&prompts, args.max_new_tokens, sampling, |_, token| {
         if streaming {
             match stream.push(token) {
                 Ok(text) => ui.print(&text),
                 Err(e) => failed = Some(e),
             }
         }
-    });
+    })?;
     if let Some(e) = failed {
         return Err(e.into());
     }

@@ -58,6 +58,8 @@ pub(super) struct Args {
     /// Round activations to this type before each product [default: bf16 for a bf16 checkpoint, else f32]
     #[arg(long, value_enum, value_name = "TYPE")]
     activations: Option<super::ActivationsName>,
+    #[command(flatten)]
+    device: super::device::DeviceArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -104,9 +106,10 @@ pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
     }
     let activations = args.activations.map_or_else(|| native_activations(&checkpoint, &config), Into::into);
     let execution = Execution { activations, ..Execution::EXACT };
+    let device = args.device.open(args.activations)?;
     match &config {
-        Config::Decoder(config) => generate::run(args, &checkpoint, config, execution, ui),
-        Config::Text(config) => embed::run(args, &checkpoint, config, execution, ui),
-        Config::Vision(config) => classify::run(args, &checkpoint, config, execution, ui),
+        Config::Decoder(config) => generate::run(args, &checkpoint, config, execution, &device, ui),
+        Config::Text(config) => embed::run(args, &checkpoint, config, execution, &device, ui),
+        Config::Vision(config) => classify::run(args, &checkpoint, config, execution, &device, ui),
     }
 }

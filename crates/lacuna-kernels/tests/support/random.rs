@@ -1,4 +1,6 @@
-//! Random weights of every pattern, for the tests of this crate.
+//! Random weights of every pattern, for the tests of kernels, here and in lacuna-cuda.
+
+#![allow(dead_code, reason = "each test program uses a part")]
 
 use lacuna_core::{GROUP_COLUMNS, Mask, Matrix, Pair, Pattern, Permutation};
 use rand::Rng;

@@ -1,0 +1,87 @@
+// Both ends of a decoder: from tokens to columns of features, and back from logits to tokens.
+#include "ptx.cuh"
+
+constexpr u32 GATHER_THREADS = 256;
+
+struct Gathered {
+    /// a table of vectors; value k of vector i is at k feature_step + i vector_step
+    const u16 *table;
+    /// which vector each token takes, [T]
+    const u32 *indices;
+    /// [features, stride]
+    u16 *out;
+    /// T
+    u32 tokens;
+    u32 stride;
+    u32 features;
+    u32 feature_step;
+    u32 vector_step;
+};
+
+/// The embedding of tokens, from a table [vocab, H]; or some columns of a matrix [H, stride].
+struct Gather {
+    using Operands = Gathered;
+    const Gathered &p;
+    LACUNA_DEVICE Gather(const Gathered &gathered) : p(gathered) {}
+
+    LACUNA_DEVICE void run() const {
+        u32 i = blockIdx.x * GATHER_THREADS + threadIdx.x;
+        u32 token = i % p.tokens, feature = i / p.tokens;
+        if (feature >= p.features) return;
+        u64 from = (u64)feature * p.feature_step + (u64)p.indices[token] * p.vector_step;
+        p.out[(u64)feature * p.stride + token] = p.table[from];
+    }
+};
+
+struct Sequel {
+    /// [vocab, stride]
+    const float *logits;
+    /// the likeliest of each sequence, [n]
+    u32 *tokens;
+    /// one more each, [n]
+    u32 *positions;
+    /// one more each, [n]
+    u32 *ends;
+    /// [n]
+    u32 stride;
+    u32 vocab;
+};
+
+/// What the next step of a decoder begins with: the likeliest token, of equal ones the first, at the next position. A block
+/// a sequence.
+struct Next {
+    using Operands = Sequel;
+    static constexpr u32 THREADS = 512;
+    const Sequel &p;
+    LACUNA_DEVICE Next(const Sequel &sequel) : p(sequel) {}
+
+    LACUNA_DEVICE void run() const {
+        float *values = (float *)shared_memory();
+        u32 *indices = (u32 *)(values + THREADS);
+        u32 sequence = blockIdx.x, best = threadIdx.x;
+        float most = best < p.vocab ? p.logits[(u64)best * p.stride + sequence] : as_float(0xff800000);
+        for (u32 i = threadIdx.x + THREADS; i < p.vocab; i += THREADS) {
+            float logit = p.logits[(u64)i * p.stride + sequence];
+            if (logit > most) {
+                most = logit;
+                best = i;
+            }
+        }
+        values[threadIdx.x] = most;
+        indices[threadIdx.x] = best;
+        for (u32 half = THREADS / 2; half > 0; half /= 2) {
+            __syncthreads();
+            if (threadIdx.x >= half) continue;
+            float other = values[threadIdx.x + half];
+            u32 index = indices[threadIdx.x + half];
+            if (other > values[threadIdx.x] || (other == values[threadIdx.x] && index < indices[threadIdx.x])) {
+                values[threadIdx.x] = other;
+                indices[threadIdx.x] = index;
+            }
+        }
+        if (threadIdx.x > 0) return;
+        p.tokens[sequence] = indices[0];
+        p.positions[sequence]++;
+        p.ends[sequence]++;
+    }
+};
