@@ -54,6 +54,9 @@ pub enum Error {
         /// columns of a block
         m: usize,
     },
+    /// What multiplies matrices instead of the CPU failed.
+    #[error("multiplying matrices: {0}")]
+    Product(String),
     /// A buffer has another length than its shape says.
     #[error("{what} has {got} elements where its shape asks for {want}")]
     Length {

@@ -223,7 +223,7 @@ fn duplicate(machine: &dyn Machine, buffer: &Buffer) -> Result<Buffer> {
     Ok(copy)
 }
 
-/// `out[R, K] += left[R, T] x[K, T]ᵀ` of the CPU's memory, on a machine: the products of calibration.
+/// `out[R, K] += left[R, T] x[K, T]ᵀ` of the CPU's memory, on a machine: the products of calibration and of pruning.
 pub fn add_outer(machine: &dyn Machine, out: &mut Matrix, left: &Matrix, x: &Matrix) -> Result<()> {
     for (what, want, got) in [
         ("tokens of both factors", x.cols(), left.cols()),

@@ -79,9 +79,9 @@ pub(crate) fn decode_codes(int: IntType, bytes: &[u8]) -> Vec<i8> {
 /// The tensor type and little-endian bytes of values; of integers the codes alone.
 pub(crate) fn encode_values(values: &Values) -> (TensorDtype, Vec<u8>) {
     match values {
-        Values::F32(v) => (TensorDtype::F32, to_bytes(v, |x| x.to_le_bytes())),
-        Values::F16(v) => (TensorDtype::F16, to_bytes(v, |x| x.to_le_bytes())),
-        Values::Bf16(v) => (TensorDtype::BF16, to_bytes(v, |x| x.to_le_bytes())),
+        Values::F32(v) => (TensorDtype::F32, to_bytes(v, f32::to_le_bytes)),
+        Values::F16(v) => (TensorDtype::F16, to_bytes(v, f16::to_le_bytes)),
+        Values::Bf16(v) => (TensorDtype::BF16, to_bytes(v, bf16::to_le_bytes)),
         Values::Quantized(v) => match v.int() {
             IntType::Int8 => (TensorDtype::I8, v.codes().iter().map(|code| code.cast_unsigned()).collect()),
             // Rows hold pairs, so no row ends within a byte.

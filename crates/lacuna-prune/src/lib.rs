@@ -7,6 +7,7 @@
 
 mod linalg;
 pub mod permute;
+mod products;
 pub mod score;
 pub mod select;
 mod stats;
@@ -19,6 +20,7 @@ use rayon::prelude::*;
 use update::Task;
 
 pub use permute::Permute;
+pub use products::Products;
 pub use score::Criterion;
 pub use select::Selection;
 pub use stats::{Stats, weight_energy};

@@ -1,13 +1,13 @@
 //! What calibration remembers of a layer's input: the squared norm of each feature, and the Gram matrix `X·Xᵀ`; and of what
 //! the input was before anything was pruned, `X₀`, its products with the input, `X₀·Xᵀ`.
 
-use std::convert::Infallible;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use lacuna_core::{Matrix, Result};
 use lacuna_kernels::dense::{View, matmul};
 
 use crate::Hessian;
+use crate::products::{OnCpu, Products};
 
 /// Statistics of activations `X[K, T]`, summed over everything observed.
 pub struct Stats {
@@ -22,6 +22,8 @@ pub struct Stats {
     cross: Option<Matrix>,
     /// how much of the dense model's outputs there is in what updates aim at, 0 to 1
     aim: f64,
+    /// who multiplies
+    products: Arc<dyn Products>,
     /// made of the rest when an update asks for it
     hessian: OnceLock<Result<Hessian>>,
 }
@@ -37,6 +39,7 @@ impl Stats {
             gram: Matrix::zeros(features, features),
             cross: None,
             aim: 0.0,
+            products: Arc::new(OnCpu),
             hessian: OnceLock::new(),
         }
     }
@@ -47,28 +50,23 @@ impl Stats {
         Self { cross: Some(Matrix::zeros(features, features)), aim, ..Self::new(features) }
     }
 
+    /// The same, multiplied by something else than the CPU, here and in updates.
+    #[must_use]
+    pub fn multiplied_by(self, products: Arc<dyn Products>) -> Self {
+        Self { products, ..self }
+    }
+
+    pub(crate) fn products(&self) -> &dyn Products {
+        &*self.products
+    }
+
     /// Adds activations `x[K, T]`, and to statistics [beside the dense model](Self::beside_dense) what they are there, `dense[K, T]`.
+    ///
+    /// Fails only as [`Products`] do; the statistics are then of no more use.
     ///
     /// # Panics
     /// If the number of features or tokens differs, or if `dense` is missing or not asked for.
-    pub fn observe(&mut self, x: &Matrix, dense: Option<&Matrix>) {
-        let Ok(()) = self.observe_by(x, dense, |out, left, x| -> std::result::Result<(), Infallible> {
-            matmul(out.data_mut(), [x.rows(), 1], 1.0, 1.0, View::of(left), View::of(x).transposed(), true);
-            Ok(())
-        });
-    }
-
-    /// The same where something else multiplies: `add(out[K, K], left[K, T], x[K, T])` adds `left·xᵀ` to `out`. When that
-    /// fails the statistics are of no more use.
-    ///
-    /// # Panics
-    /// As [`Self::observe`].
-    pub fn observe_by<E>(
-        &mut self,
-        x: &Matrix,
-        dense: Option<&Matrix>,
-        mut add: impl FnMut(&mut Matrix, &Matrix, &Matrix) -> std::result::Result<(), E>,
-    ) -> std::result::Result<(), E> {
+    pub fn observe(&mut self, x: &Matrix, dense: Option<&Matrix>) -> Result<()> {
         assert_eq!(x.rows(), self.square_sums.len(), "activations have another number of features");
         self.hessian = OnceLock::new();
         self.tokens += x.cols();
@@ -76,10 +74,10 @@ impl Stats {
             *sum += x.row(k).iter().map(|&v| f64::from(v)).sum::<f64>();
             *square_sum += x.row(k).iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
         }
-        add(&mut self.gram, x, x)?;
+        self.products.add_outer(&mut self.gram, x, x)?;
         match (&mut self.cross, dense) {
             (None, None) => Ok(()),
-            (Some(cross), Some(dense)) => add(cross, dense, x),
+            (Some(cross), Some(dense)) => self.products.add_outer(cross, dense, x),
             _ => panic!("statistics beside the dense model take both inputs, others one"),
         }
     }
@@ -153,7 +151,7 @@ mod tests {
     fn the_energy_of_a_weight_is_that_of_its_outputs() {
         let (w, x) = (matrix(3, 5, 1), matrix(5, 9, 3));
         let mut stats = Stats::new(5);
-        stats.observe(&x, None);
+        stats.observe(&x, None).unwrap();
         let outputs = weight_energy(&lacuna_kernels::dense::linear(&w, &x));
         assert!((stats.energy(&w) / outputs - 1.0).abs() < 1e-5);
     }
@@ -166,9 +164,9 @@ mod tests {
             Matrix::new(4, to - from, data).unwrap()
         };
         let (mut whole, mut parts) = (Stats::new(4), Stats::new(4));
-        whole.observe(&x, None);
-        parts.observe(&column_part(0, 2), None);
-        parts.observe(&column_part(2, 6), None);
+        whole.observe(&x, None).unwrap();
+        parts.observe(&column_part(0, 2), None).unwrap();
+        parts.observe(&column_part(2, 6), None).unwrap();
         assert_eq!(whole.tokens(), parts.tokens());
         assert_eq!(whole.norms(), parts.norms());
         assert!(whole.gram().data().iter().zip(parts.gram().data()).all(|(a, b)| (a - b).abs() < 1e-6));

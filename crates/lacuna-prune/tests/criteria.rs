@@ -20,7 +20,7 @@ fn scores_are_those_of_the_published_formulas() {
     let golden: Value = serde_json::from_str(include_str!("golden/criteria.json")).unwrap();
     let weight = matrix(&golden["weight"]);
     let mut stats = Stats::new(weight.cols());
-    stats.observe(&transposed(&matrix(&golden["activations"])), None);
+    stats.observe(&transposed(&matrix(&golden["activations"])), None).unwrap();
     let mut cases =
         vec![(Criterion::Magnitude, matrix(&golden["magnitude"])), (Criterion::Wanda, matrix(&golden["wanda"]))];
     for case in golden["ria"].as_array().unwrap() {

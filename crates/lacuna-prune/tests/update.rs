@@ -1,8 +1,11 @@
 //! Weight updates against what they are defined by, worked out the long way in f64.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use lacuna_core::{Dtype, Matrix, Pattern};
 use lacuna_prune::score::Ria;
-use lacuna_prune::{Criterion, Method, Permute, Pruned, Selection, Stats, Update};
+use lacuna_prune::{Criterion, Method, Permute, Products, Pruned, Selection, Stats, Update};
 
 const UPDATES: [Update; 5] = [Update::None, Update::Lsq, Update::SparseGpt, Update::Alps, Update::DsNoT];
 
@@ -30,7 +33,7 @@ fn activations(features: usize, tokens: usize) -> Matrix {
 
 fn stats(x: &Matrix) -> Stats {
     let mut stats = Stats::new(x.rows());
-    stats.observe(x, None);
+    stats.observe(x, None).unwrap();
     stats
 }
 
@@ -234,13 +237,13 @@ fn an_update_makes_up_for_what_the_layers_before_have_lost() {
     };
     let [own, half, whole] = [0.0, 0.5, 1.0].map(|aim| {
         let mut stats = Stats::beside_dense(64, aim);
-        stats.observe(&x, Some(&dense));
+        stats.observe(&x, Some(&dense)).unwrap();
         error(&stats)
     });
     assert!(whole < half && half < own, "{own} {half} {whole}");
     // Where nothing was lost there is nothing to make up for.
     let mut same = Stats::beside_dense(64, 1.0);
-    same.observe(&x, Some(&x));
+    same.observe(&x, Some(&x)).unwrap();
     let aimed = prune(Update::Lsq, "8:2:5", &weight, &same).packed.unpack();
     let plain = prune(Update::Lsq, "8:2:5", &weight, &stats(&x)).packed.unpack();
     assert!(aimed.data().iter().zip(plain.data()).all(|(a, b)| (a - b).abs() < 2e-3));
@@ -275,4 +278,56 @@ fn the_number_of_threads_changes_nothing() {
             assert_eq!(with(1), with(3), "{pattern} {}", update.name());
         }
     }
+}
+
+/// Products in f64, and how many.
+#[derive(Default)]
+struct Counted(AtomicUsize);
+
+impl Products for Counted {
+    fn add_outer(&self, out: &mut Matrix, left: &Matrix, x: &Matrix) -> lacuna_core::Result<()> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        for i in 0..left.rows() {
+            for (j, out) in out.row_mut(i).iter_mut().enumerate() {
+                let terms = left.row(i).iter().zip(x.row(j)).map(|(a, b)| f64::from(*a) * f64::from(*b));
+                *out = (f64::from(*out) + terms.sum::<f64>()) as f32;
+            }
+        }
+        Ok(())
+    }
+
+    fn multiply_symmetric(&self, out: &mut Matrix, a: &Matrix, b: &Matrix) -> lacuna_core::Result<()> {
+        out.data_mut().fill(0.0);
+        self.add_outer(out, a, b)
+    }
+}
+
+/// Never.
+struct Broken;
+
+impl Products for Broken {
+    fn add_outer(&self, _: &mut Matrix, _: &Matrix, _: &Matrix) -> lacuna_core::Result<()> {
+        Err(lacuna_core::Error::Product("out of memory".to_owned()))
+    }
+
+    fn multiply_symmetric(&self, _: &mut Matrix, _: &Matrix, _: &Matrix) -> lacuna_core::Result<()> {
+        Err(lacuna_core::Error::Product("out of memory".to_owned()))
+    }
+}
+
+#[test]
+fn something_else_may_multiply() {
+    let (weight, x) = (matrix(16, 40, 1), activations(40, 200));
+    let counted = Arc::new(Counted::default());
+    let mut elsewhere = Stats::new(40).multiplied_by(counted.clone());
+    elsewhere.observe(&x, None).unwrap();
+    assert_eq!(counted.0.load(Ordering::Relaxed), 1);
+    let here = stats(&x);
+    let errors = [&here, &elsewhere].map(|stats| prune(Update::Alps, "8:2:8", &weight, stats).relative_error);
+    assert!(counted.0.load(Ordering::Relaxed) > 10, "ALPS multiplies on the CPU");
+    // Last bits decide on a mask here and there.
+    assert!((errors[0] / errors[1] - 1.0).abs() < 0.02, "{errors:?}");
+    let broken = stats(&x).multiplied_by(Arc::new(Broken));
+    let refused = method(Update::Alps, "8:2:8").prune(&weight, Some(&broken)).err().unwrap().to_string();
+    assert_eq!(refused, "multiplying matrices: out of memory");
 }

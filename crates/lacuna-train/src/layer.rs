@@ -48,7 +48,8 @@ impl Layer {
 
     /// A layer whose dropped weights never count and whose kept ones stay as they are.
     pub(crate) fn frozen(spec: LinearSpec, packed: Packed) -> Self {
-        Self { frozen: Some(packed.clone()), ..Self::new(spec, &packed) }
+        let layer = Self::new(spec, &packed);
+        Self { frozen: Some(packed), ..layer }
     }
 
     /// Whether neither its weights nor its mask ever change.

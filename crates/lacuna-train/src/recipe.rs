@@ -184,7 +184,8 @@ impl Recipe {
 
     /// Whether kept weights stay as they are under their adapters, and dropped ones never count.
     pub(crate) fn keeps_weights(&self) -> bool {
-        let keeps = |phase: &Phase| phase.masks == Masks::Fixed && !phase.straight_through && phase.leak == [0.0; 2];
+        let leaks = |phase: &Phase| phase.leak.iter().any(|&leak| leak != 0.0);
+        let keeps = |phase: &Phase| phase.masks == Masks::Fixed && !phase.straight_through && !leaks(phase);
         matches!(self.trains, Trains::Adapters { .. }) && self.start == Start::Pruned && self.phases.iter().all(keeps)
     }
 
@@ -207,6 +208,6 @@ impl Recipe {
             || self.start == Start::Dense
             || self.loss.needs_teacher()
             || self.trains == Trains::Masks
-            || self.phases.iter().any(|phase| phase.masks != Masks::Fixed || phase.leak.iter().any(|&leak| leak > 0.0))
+            || self.phases.iter().any(|phase| phase.masks != Masks::Fixed || phase.leak.iter().any(|&leak| leak != 0.0))
     }
 }

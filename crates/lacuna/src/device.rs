@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
+use lacuna_core::Matrix;
 use lacuna_cuda::Machine;
+use lacuna_prune::Products;
 
 /// Where a model runs.
 #[derive(Clone, Default)]
@@ -32,9 +34,31 @@ impl Device {
         Ok(Self::Cuda(machine))
     }
 
+    /// Who multiplies matrices of the CPU's memory there.
+    pub(crate) fn products(&self) -> Option<Arc<dyn Products>> {
+        match self {
+            Self::Cpu => None,
+            Self::Cuda(machine) => Some(Arc::new(OnMachine(machine.clone()))),
+        }
+    }
+
     /// Whether it is a GPU.
     pub fn is_cuda(&self) -> bool {
         matches!(self, Self::Cuda(_))
+    }
+}
+
+/// Products of pruning on a GPU.
+struct OnMachine(Arc<dyn Machine>);
+
+impl Products for OnMachine {
+    fn add_outer(&self, out: &mut Matrix, left: &Matrix, x: &Matrix) -> lacuna_core::Result<()> {
+        lacuna_cuda::add_outer(&*self.0, out, left, x).map_err(|e| lacuna_core::Error::Product(e.to_string()))
+    }
+
+    fn multiply_symmetric(&self, out: &mut Matrix, a: &Matrix, b: &Matrix) -> lacuna_core::Result<()> {
+        out.data_mut().fill(0.0);
+        self.add_outer(out, a, b)
     }
 }
 

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use lacuna_core::Matrix;
-use lacuna_cuda::add_outer;
 use lacuna_model::{Block, LinearSpec};
 use lacuna_prune::Stats;
 
@@ -49,20 +48,16 @@ impl Statistics {
     pub(crate) fn observe(&mut self, sharing: &[&LinearSpec], x: &Matrix, dense: Option<&Matrix>) -> Result<()> {
         let input = *self.of_layer.entry(sharing[0].name.clone()).or_insert_with(|| {
             let stats = dense.map_or_else(|| Stats::new(x.rows()), |_| Stats::beside_dense(x.rows(), self.aim));
-            self.inputs.push(stats);
+            self.inputs.push(match self.device.products() {
+                Some(products) => stats.multiplied_by(products),
+                None => stats,
+            });
             self.inputs.len() - 1
         });
         for layer in sharing {
             self.of_layer.insert(layer.name.clone(), input);
         }
-        let stats = &mut self.inputs[input];
-        match &self.device {
-            Device::Cpu => stats.observe(x, dense),
-            Device::Cuda(machine) => {
-                stats.observe_by(x, dense, |out, left, x| add_outer(&**machine, out, left, x))?;
-            }
-        }
-        Ok(())
+        Ok(self.inputs[input].observe(x, dense)?)
     }
 
     pub(crate) fn of(&self, layer: &LinearSpec) -> Option<&Stats> {

@@ -136,14 +136,21 @@ fn texts_are_embedded_as_on_the_cpu() {
 }
 
 #[test]
-fn calibration_sums_on_the_gpu_what_it_sums_on_the_cpu() {
+fn pruning_multiplies_on_the_gpu_what_it_multiplies_on_the_cpu() {
+    // Sums of f32 in another order: the last bits of the weights, which are f32 too.
+    prune_on_both(Update::Lsq, 1e-3);
+    // Last bits decide on a mask of ALPS here and there, and on those that follow from it.
+    prune_on_both(Update::Alps, 0.1);
+}
+
+fn prune_on_both(update: Update, tolerance: f64) {
     let Some(device) = emulated() else { return };
     let tiny = Tiny::new();
     for (output, device) in [("cpu", Device::Cpu), ("gpu", device)] {
         let options = Options {
             patterns: Patterns::Uniform("16:2:5".parse().unwrap()),
             // Masks that no last bit of a sum decides on.
-            recipe: Recipe { update: Update::Lsq, ..Recipe::named("magnitude").unwrap() },
+            recipe: Recipe { update, ..Recipe::named("magnitude").unwrap() },
             values: None,
             layers: Selector::default(),
             calibration: Some(Calibration { data: tiny.path("text.txt"), samples: 40, length: Some(12), seed: 0 }),
@@ -158,8 +165,7 @@ fn calibration_sums_on_the_gpu_what_it_sums_on_the_cpu() {
     };
     assert_eq!((device("cpu"), device("gpu")), (Value::Null, json!("cuda")));
     let [cpu, gpu] = ["cpu", "gpu"].map(|model| figure(&tiny.path(model), &tiny.path("held.jsonl"), &Device::Cpu));
-    // Sums of f32 in another order: the last bits of the weights, which are f32 too.
-    assert!((cpu - gpu).abs() <= 1e-3, "{cpu} from the CPU's sums, {gpu} from the GPU's");
+    assert!((cpu - gpu).abs() <= tolerance, "{update:?}: {cpu} from the CPU's sums, {gpu} from the GPU's");
     let dense = figure(&tiny.path("model"), &tiny.path("held.jsonl"), &Device::Cpu);
     assert!((dense - cpu).abs() > 1e-2, "pruning changes nothing that this would see");
 }

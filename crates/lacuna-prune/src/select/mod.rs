@@ -113,13 +113,13 @@ pub(crate) fn of_columns(scores: &Scores, grid: Grid, columns: Vec<[u32; GROUP_C
     let blocks = pairs.par_chunks_mut(grid.pattern().v() * grid.groups()).zip(columns.par_chunks_exact(grid.groups()));
     blocks.enumerate().for_each(|(block, (pairs, columns))| {
         let first = grid.block_rows(block).start;
-        pulp::Arch::new().dispatch(Pairs { scores, first, columns, pairs });
+        pulp::Arch::new().dispatch(BestTwo { scores, first, columns, pairs });
     });
     Mask::new(grid, columns, pairs)
 }
 
 /// The best two of each row of a row block and each of its groups.
-struct Pairs<'a> {
+struct BestTwo<'a> {
     scores: &'a Scores,
     /// row of the matrix
     first: usize,
@@ -129,7 +129,7 @@ struct Pairs<'a> {
     pairs: &'a mut [Pair],
 }
 
-impl pulp::WithSimd for Pairs<'_> {
+impl pulp::WithSimd for BestTwo<'_> {
     type Output = ();
 
     #[inline(always)]

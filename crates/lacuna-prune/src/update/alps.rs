@@ -6,7 +6,6 @@
 //! `ρ` costs less than the second product of every step that it saves.
 
 use lacuna_core::{Mask, Matrix, Result};
-use lacuna_kernels::dense::{View, matmul};
 
 use super::{Hessian, Task, lsq, squares};
 use crate::select::{improve_blocks, same_columns};
@@ -28,11 +27,9 @@ const SHRINK: f64 = 5.0;
 pub(super) fn run(task: &Task, hessian: &Hessian) -> Result<(Matrix, Mask)> {
     let target = hessian.scale(task.weight);
     let (rows, cols) = (target.rows(), target.cols());
-    let product = |a: &Matrix, b: &Matrix, out: &mut Matrix| {
-        matmul(out.data_mut(), [cols, 1], 0.0, 1.0, View::of(a), View::of(b), true);
-    };
+    let products = task.stats()?.products();
     let mut wanted = Matrix::zeros(rows, cols);
-    product(&target, hessian.scaled(), &mut wanted);
+    products.multiply_symmetric(&mut wanted, &target, hessian.scaled())?;
 
     let first = improve_blocks(&squares(&target)?, &task.mask, task.selection)?;
     let kept = first.grid().kept() as f64;
@@ -48,7 +45,7 @@ pub(super) fn run(task: &Task, hessian: &Hessian) -> Result<(Matrix, Mask)> {
         for (out, ((want, v), d)) in right.data_mut().iter_mut().zip(parts) {
             *out = want - v + rho as f32 * d;
         }
-        product(&right, &inverse, &mut primal);
+        products.multiply_symmetric(&mut primal, &right, &inverse)?;
         let per_rho = 1.0 / rho as f32;
         for (out, (b, v)) in right.data_mut().iter_mut().zip(primal.data().iter().zip(dual.data())) {
             *out = b + v * per_rho;

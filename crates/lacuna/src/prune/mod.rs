@@ -51,7 +51,7 @@ pub struct Options {
     pub layers: Selector,
     /// what to calibrate on, if the recipe looks at activations or errors shall be measured on them
     pub calibration: Option<Calibration>,
-    /// where the products of calibration, inputs with inputs, are computed
+    /// where whole matrices are multiplied: inputs with inputs, and by ALPS weights with Hessians
     pub device: Device,
     /// replace what is there
     pub force: bool,
