@@ -62,15 +62,11 @@ impl Library {
     pub(super) fn multiply(&self, product: &DenseProduct) -> Result<()> {
         let DenseProduct { half, weight, x, y, rows, cols, tokens, stride, wide, add } = *product;
         let width = if wide { size_of::<f32>() } else { size_of::<u16>() };
-        for (what, want, got) in [
-            ("a dense weight", 2 * rows * cols, weight.bytes()),
-            ("activations of a dense product", 2 * cols * stride, x.bytes()),
-            ("the result of a dense product", width * rows * stride, y.bytes()),
-        ] {
-            if want > got {
-                return Err(Error::Shape { what, want, got });
-            }
-        }
+        large_enough([
+            ("a dense weight", 2 * rows * cols, weight),
+            ("activations of a dense product", 2 * cols * stride, x),
+            ("the result of a dense product", width * rows * stride, y),
+        ])?;
         // yᵀ = xᵀ Wᵀ
         let shape = Shape {
             half: Some(half),
@@ -87,15 +83,11 @@ impl Library {
     /// Adds an outer product. Refuses buffers that are too small for it.
     pub(super) fn add_outer(&self, product: &OuterProduct) -> Result<()> {
         let OuterProduct { left, x, out, rows, cols, tokens } = *product;
-        for (what, want, got) in [
-            ("the left factor of an outer product", rows * tokens, left.bytes()),
-            ("the right factor of an outer product", cols * tokens, x.bytes()),
-            ("the sum of outer products", rows * cols, out.bytes()),
-        ] {
-            if size_of::<f32>() * want > got {
-                return Err(Error::Shape { what, want: size_of::<f32>() * want, got });
-            }
-        }
+        large_enough([
+            ("the left factor of an outer product", 4 * rows * tokens, left),
+            ("the right factor of an outer product", 4 * cols * tokens, x),
+            ("the sum of outer products", 4 * rows * cols, out),
+        ])?;
         // outᵀ += x leftᵀ
         let shape = Shape {
             half: None,
@@ -150,6 +142,17 @@ impl Drop for Library {
         // SAFETY: made by `new`, destroyed once. Nothing is to be done about a failure.
         let _ = unsafe { result::destroy_handle(self.handle) };
     }
+}
+
+/// Refuses the first buffer that has fewer bytes than it needs.
+fn large_enough(buffers: [(&'static str, usize, &Buffer); 3]) -> Result<()> {
+    for (what, want, buffer) in buffers {
+        let got = buffer.bytes();
+        if want > got {
+            return Err(Error::Shape { what, want, got });
+        }
+    }
+    Ok(())
 }
 
 /// How cuBLASLt runs products of one shape.
