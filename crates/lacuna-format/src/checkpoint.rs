@@ -75,14 +75,11 @@ impl RawMatrix<'_> {
         let stride = cols * self.dtype.size();
         let bytes = &self.raw.bytes()[rows.start * stride..rows.end * stride];
         let mut data = Vec::with_capacity(rows.len() * cols);
-        // Looked at while it is in the cache, in memory that nobody cleared before.
+        // Cleared, widened and looked at while it is in the cache.
         for part in bytes.chunks(LOOKED_AT * self.dtype.size()) {
             let done = data.len();
-            match self.dtype {
-                Dtype::F32 => data.extend(part.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b))),
-                Dtype::F16 => data.extend(part.as_chunks().0.iter().map(|&b| f16::from_le_bytes(b).to_f32())),
-                Dtype::Bf16 => data.extend(part.as_chunks().0.iter().map(|&b| widened_bf16(b))),
-            }
+            data.resize(done + part.len() / self.dtype.size(), 0.0);
+            widen(self.dtype, part, &mut data[done..]);
             if let Some((i, value)) = first_not_finite(&data[done..]) {
                 return Err(not_finite(&self.name, rows.start * cols + done + i, value));
             }
@@ -348,17 +345,13 @@ fn widen(dtype: Dtype, bytes: &[u8], values: &mut [f32]) {
                 *v = f16::from_le_bytes(*b).to_f32();
             }
         }
+        // By hand, because half's own conversion also quiets NaN, which hides the shift from the vectoriser.
         Dtype::Bf16 => {
             for (v, b) in values.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *v = widened_bf16(*b);
+                *v = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
             }
         }
     }
-}
-
-/// By hand, because half's own conversion also quiets NaN, which hides the shift from the vectoriser.
-fn widened_bf16(bytes: [u8; 2]) -> f32 {
-    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
 }
 
 fn not_finite(name: &str, element: usize, value: f32) -> Error {
