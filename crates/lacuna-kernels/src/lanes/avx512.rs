@@ -39,6 +39,9 @@ impl<const DOT: bool> Isa for Avx512<DOT> {
         // SAFETY: a prefetch reads nothing, and SSE is part of x86-64.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
     }
+    fn asks_ahead() -> bool {
+        super::x86::asks_ahead()
+    }
     const WINDOWS: bool = true;
     #[inline(always)]
     unsafe fn window_16(from: *const u16, offsets: [u8; 4]) -> [u16; 4] {

@@ -175,8 +175,10 @@ impl<I: Isa, V: FloatValues<I>> DenseProduct<I> for InF32<V> {
             let mut streams = work.streams;
             let mut x: *const [f32; 2] = work.x.cast();
             for _ in 0..work.chunks {
-                for stream in streams {
-                    prefetch::<I>(stream, CHUNK * V::PAIR);
+                if work.asks_ahead {
+                    for stream in streams {
+                        prefetch::<I>(stream, CHUNK * V::PAIR);
+                    }
                 }
                 for _ in 0..CHUNK {
                     let mut values = [[I::zero(); 2]; S];
@@ -215,8 +217,10 @@ impl<I: Isa> DenseProduct<I> for InBf16 {
             let mut streams = work.streams;
             let mut x: *const u32 = work.x.cast();
             for _ in 0..work.chunks {
-                for stream in streams {
-                    prefetch::<I>(stream, CHUNK * 4);
+                if work.asks_ahead {
+                    for stream in streams {
+                        prefetch::<I>(stream, CHUNK * 4);
+                    }
                 }
                 for _ in 0..CHUNK {
                     let mut values = [I::zero_words(); S];
@@ -257,8 +261,10 @@ impl<I: Isa, V: IntValues<I>> DenseProduct<I> for InInt<V> {
                 chunks -= block;
                 let mut acc = [[I::zero_words(); N]; S];
                 for _ in 0..block {
-                    for stream in streams {
-                        prefetch::<I>(stream, CHUNK * V::PAIR);
+                    if work.asks_ahead {
+                        for stream in streams {
+                            prefetch::<I>(stream, CHUNK * V::PAIR);
+                        }
                     }
                     for _ in 0..CHUNK {
                         let mut values = [I::zero_words(); S];
@@ -320,6 +326,7 @@ pub(super) unsafe fn run_dense<I: Isa, P: DenseProduct<I>>(
                     scales,
                     chunks: layout.chunks,
                     block_chunks: layout.block_chunks,
+                    asks_ahead: I::asks_ahead(),
                     x: input.pairs.as_ptr().cast(),
                     x_scales: input.scales.as_ptr(),
                 };

@@ -20,6 +20,8 @@ pub(super) trait Isa: Copy {
 
     /// Asks for the line of a place that will be read soon; any place will do.
     fn prefetch(place: *const u8);
+    /// Whether the CPU should be asked for streams of values ahead of their use.
+    fn asks_ahead() -> bool;
     /// Whether [`Isa::window_16`] and [`Isa::window_32`] are a few instructions.
     const WINDOWS: bool;
     /// Four of the 8 values from a place on, by their distance from it.

@@ -50,6 +50,9 @@ impl Isa for Neon {
     /// loop has to be measured on such a CPU first.
     #[inline(always)]
     fn prefetch(_: *const u8) {}
+    fn asks_ahead() -> bool {
+        false
+    }
     const WINDOWS: bool = false;
     #[inline(always)]
     unsafe fn window_16(from: *const u16, offsets: [u8; 4]) -> [u16; 4] {

@@ -21,6 +21,8 @@ pub(super) trait Prefill<I: Isa> {
     const CHOICES: usize;
     /// Whether the values of two chunks fit the registers, and their choices the L1 cache.
     const TWO_CHUNKS: bool;
+    /// Rows that are added side by side, one or two, so that enough sums are under way.
+    const ROWS: usize;
 
     /// Lays out the choices of a group: vectors `[choices][N]` from columns of `N` vectors of tokens.
     unsafe fn choices<const N: usize>(columns: [*const Self::Input; 4], out: *mut u32);
@@ -28,10 +30,10 @@ pub(super) trait Prefill<I: Isa> {
     type Values: Copy;
     /// Loads them.
     unsafe fn load(from: *const u8) -> Self::Values;
-    /// Adds a row's products in `C` chunks to its `N` vectors of sums.
-    unsafe fn add<const N: usize, const C: usize>(
+    /// Adds the products of `R` rows in `C` chunks to their `N` vectors of sums each.
+    unsafe fn add<const R: usize, const N: usize, const C: usize>(
         values: &[Self::Values; C],
-        row: &Row<I, C>,
+        rows: &[Row<I, C>; R],
         scratch: *const u32,
         sums: *mut f32,
     );
@@ -53,6 +55,7 @@ impl<I: Isa, V: FloatValues<I>> Prefill<I> for InF32<V> {
     type Input = f32;
     const CHOICES: usize = 4;
     const TWO_CHUNKS: bool = false;
+    const ROWS: usize = 1;
 
     #[inline(always)]
     unsafe fn choices<const N: usize>(columns: [*const f32; 4], out: *mut u32) {
@@ -81,35 +84,38 @@ impl<I: Isa, V: FloatValues<I>> Prefill<I> for InF32<V> {
     }
 
     #[inline(always)]
-    unsafe fn add<const N: usize, const C: usize>(
+    unsafe fn add<const R: usize, const N: usize, const C: usize>(
         values: &[Self::Values; C],
-        row: &Row<I, C>,
+        rows: &[Row<I, C>; R],
         scratch: *const u32,
         sums: *mut f32,
     ) {
-        // SAFETY: the caller's sums have `N` vectors, the scratch `4 · N` for each of 8 groups; positions are below 4.
+        // SAFETY: the caller's sums have `R · N` vectors, the scratch `4 · N` for each of 8 groups; positions are below 4.
         unsafe {
-            let mut acc = [I::zero(); N];
-            for (i, acc) in acc.iter_mut().enumerate() {
-                *acc = I::load(sums.add(i * I::LANES));
-            }
             let scratch = scratch.cast::<f32>();
-            for (g, values) in values.as_flattened().iter().enumerate() {
-                let group = scratch.add(g * 4 * N * I::LANES);
-                let code = (row.codes[g / CHUNK] >> (g % CHUNK * 4)) as usize;
-                let first = group.add((code & 3) * N * I::LANES);
-                let second = group.add((code >> 2 & 3) * N * I::LANES);
-                let a = I::spread_float(values[0], row.lane);
+            for (r, row) in rows.iter().enumerate() {
+                let sums = sums.add(r * N * I::LANES);
+                let mut acc = [I::zero(); N];
                 for (i, acc) in acc.iter_mut().enumerate() {
-                    *acc = I::fma(a, I::load(first.add(i * I::LANES)), *acc);
+                    *acc = I::load(sums.add(i * I::LANES));
                 }
-                let b = I::spread_float(values[1], row.lane);
-                for (i, acc) in acc.iter_mut().enumerate() {
-                    *acc = I::fma(b, I::load(second.add(i * I::LANES)), *acc);
+                for (g, values) in values.as_flattened().iter().enumerate() {
+                    let group = scratch.add(g * 4 * N * I::LANES);
+                    let code = (row.codes[g / CHUNK] >> (g % CHUNK * 4)) as usize;
+                    let first = group.add((code & 3) * N * I::LANES);
+                    let second = group.add((code >> 2 & 3) * N * I::LANES);
+                    let a = I::spread_float(values[0], row.lane);
+                    for (i, acc) in acc.iter_mut().enumerate() {
+                        *acc = I::fma(a, I::load(first.add(i * I::LANES)), *acc);
+                    }
+                    let b = I::spread_float(values[1], row.lane);
+                    for (i, acc) in acc.iter_mut().enumerate() {
+                        *acc = I::fma(b, I::load(second.add(i * I::LANES)), *acc);
+                    }
                 }
-            }
-            for (i, acc) in acc.into_iter().enumerate() {
-                I::store(sums.add(i * I::LANES), acc);
+                for (i, acc) in acc.into_iter().enumerate() {
+                    I::store(sums.add(i * I::LANES), acc);
+                }
             }
         }
     }
@@ -157,6 +163,7 @@ impl<I: Isa> Prefill<I> for InBf16 {
     type Input = half::bf16;
     const CHOICES: usize = 6;
     const TWO_CHUNKS: bool = I::WIDE;
+    const ROWS: usize = 1;
 
     #[inline(always)]
     unsafe fn choices<const N: usize>(columns: [*const half::bf16; 4], out: *mut u32) {
@@ -179,26 +186,29 @@ impl<I: Isa> Prefill<I> for InBf16 {
     }
 
     #[inline(always)]
-    unsafe fn add<const N: usize, const C: usize>(
+    unsafe fn add<const R: usize, const N: usize, const C: usize>(
         values: &[Self::Values; C],
-        row: &Row<I, C>,
+        rows: &[Row<I, C>; R],
         scratch: *const u32,
         sums: *mut f32,
     ) {
-        // SAFETY: the caller's sums have `N` vectors, the scratch `6 · N` for each of 8 groups; ranks are below 6.
-        unsafe {
-            let mut acc = [I::zero(); N];
-            for (i, acc) in acc.iter_mut().enumerate() {
-                *acc = I::load(sums.add(i * I::LANES));
-            }
-            // Chunk by chunk by hand: in a loop the values would live in memory.
-            add_bf16::<I, N>(values[0], row.codes[0], row.lane, scratch, &mut acc);
-            if C > 1 {
-                let scratch = scratch.add(CHUNK * 6 * N * I::LANES);
-                add_bf16::<I, N>(values[C - 1], row.codes[C - 1], row.lane, scratch, &mut acc);
-            }
-            for (i, acc) in acc.into_iter().enumerate() {
-                I::store(sums.add(i * I::LANES), acc);
+        for (r, row) in rows.iter().enumerate() {
+            // SAFETY: the caller's sums have `R · N` vectors, the scratch `6 · N` for each of 8 groups; ranks are below 6.
+            unsafe {
+                let sums = sums.add(r * N * I::LANES);
+                let mut acc = [I::zero(); N];
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    *acc = I::load(sums.add(i * I::LANES));
+                }
+                // Chunk by chunk by hand: in a loop the values would live in memory.
+                add_bf16::<I, N>(values[0], row.codes[0], row.lane, scratch, &mut acc);
+                if C > 1 {
+                    let scratch = scratch.add(CHUNK * 6 * N * I::LANES);
+                    add_bf16::<I, N>(values[C - 1], row.codes[C - 1], row.lane, scratch, &mut acc);
+                }
+                for (i, acc) in acc.into_iter().enumerate() {
+                    I::store(sums.add(i * I::LANES), acc);
+                }
             }
         }
     }
@@ -207,7 +217,9 @@ impl<I: Isa> Prefill<I> for InBf16 {
 impl<I: Isa, V: IntValues<I>> Prefill<I> for InInt<V> {
     type Input = i16;
     const CHOICES: usize = 6;
-    const TWO_CHUNKS: bool = I::WIDE;
+    // Sums of a chunk begin anew: two rows of them hide more than two chunks of one.
+    const TWO_CHUNKS: bool = false;
+    const ROWS: usize = if I::WIDE { 2 } else { 1 };
 
     #[inline(always)]
     unsafe fn choices<const N: usize>(columns: [*const i16; 4], out: *mut u32) {
@@ -230,36 +242,34 @@ impl<I: Isa, V: IntValues<I>> Prefill<I> for InInt<V> {
     }
 
     #[inline(always)]
-    unsafe fn add<const N: usize, const C: usize>(
+    unsafe fn add<const R: usize, const N: usize, const C: usize>(
         values: &[Self::Values; C],
-        row: &Row<I, C>,
+        rows: &[Row<I, C>; R],
         scratch: *const u32,
         sums: *mut f32,
     ) {
         // SAFETY: as in `InBf16`; there is a scale for each token.
         unsafe {
-            let mut total = [I::zero(); N];
-            for (i, total) in total.iter_mut().enumerate() {
-                *total = I::load(sums.add(i * I::LANES));
-            }
             for (c, values) in values.iter().enumerate() {
-                let mut acc = [I::zero_words(); N];
+                let mut acc = [[I::zero_words(); N]; R];
                 for (g, &values) in values.iter().enumerate() {
-                    let rank = (row.codes[c] >> (g * 4) & 7) as usize;
-                    let x = scratch.add(((c * CHUNK + g) * 6 + rank) * N * I::LANES);
-                    let w = I::spread(values, row.lane);
-                    for (i, acc) in acc.iter_mut().enumerate() {
-                        *acc = I::dot_i16(*acc, w, I::load_words(x.add(i * I::LANES)));
+                    for r in 0..R {
+                        let rank = (rows[r].codes[c] >> (g * 4) & 7) as usize;
+                        let x = scratch.add(((c * CHUNK + g) * 6 + rank) * N * I::LANES);
+                        let w = I::spread(values, rows[r].lane);
+                        for i in 0..N {
+                            acc[r][i] = I::dot_i16(acc[r][i], w, I::load_words(x.add(i * I::LANES)));
+                        }
                     }
                 }
-                let scale = I::spread_float(I::load_f16(row.scales[c]), row.lane);
-                for (i, acc) in acc.into_iter().enumerate() {
-                    let both = I::mul(scale, I::load(row.x_scales[c].add(i * I::LANES)));
-                    total[i] = I::fma(I::to_float(acc), both, total[i]);
+                for r in 0..R {
+                    let scale = I::spread_float(I::load_f16(rows[r].scales[c]), rows[r].lane);
+                    for i in 0..N {
+                        let both = I::mul(scale, I::load(rows[r].x_scales[c].add(i * I::LANES)));
+                        let sum = sums.add((r * N + i) * I::LANES);
+                        I::store(sum, I::fma(I::to_float(acc[r][i]), both, I::load(sum)));
+                    }
                 }
-            }
-            for (i, total) in total.into_iter().enumerate() {
-                I::store(sums.add(i * I::LANES), total);
             }
         }
     }
@@ -367,11 +377,24 @@ unsafe fn add_chunks<I: Isa, P: Prefill<I>, const N: usize, const C: usize>(
             for place in (0..C * layout.chunk_bytes).step_by(64) {
                 I::prefetch(stream.wrapping_add(layout.strip_bytes + place));
             }
-            for (lane, sums) in sums.chunks_exact_mut(width).enumerate() {
-                let codes = chunks.map(|chunk| chunk.add(4 * lane).cast::<[u8; 4]>().read());
-                let codes = codes.map(u32::from_ne_bytes);
-                let row = Row { lane: I::lane(lane), codes, scales, x_scales };
-                P::add::<N, C>(&values, &row, scratch, sums.as_mut_ptr());
+            let mut lane = 0;
+            // No closure: it may be compiled by itself, without the features.
+            macro_rules! row {
+                ($next:literal) => {{
+                    let codes = chunks.map(|chunk| chunk.add(4 * (lane + $next)).cast::<[u8; 4]>().read());
+                    Row { lane: I::lane(lane + $next), codes: codes.map(u32::from_ne_bytes), scales, x_scales }
+                }};
+            }
+            let rows = sums.len() / width;
+            while lane < rows {
+                let sums = sums.as_mut_ptr().add(lane * width);
+                if P::ROWS == 2 && lane + 2 <= rows {
+                    P::add::<2, N, C>(&values, &[row!(0), row!(1)], scratch, sums);
+                    lane += 2;
+                } else {
+                    P::add::<1, N, C>(&values, &[row!(0)], scratch, sums);
+                    lane += 1;
+                }
             }
         }
     }

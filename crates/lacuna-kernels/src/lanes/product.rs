@@ -24,6 +24,8 @@ pub(super) struct Work<const S: usize> {
     pub(super) chunks: usize,
     /// chunks under one scale
     pub(super) block_chunks: usize,
+    /// [`Isa::asks_ahead`]
+    pub(super) asks_ahead: bool,
     /// activations, `[groups][N]` gathered fours, or in dense products pairs
     pub(super) x: *const u8,
     /// their scales, `[blocks][N]`
@@ -33,7 +35,12 @@ pub(super) struct Work<const S: usize> {
 impl<const S: usize> Work<S> {
     /// `S` strips from `strip` on and the gathered activations.
     #[inline(always)]
-    pub(super) fn new<E: Element>(layout: &Layout, strip: usize, input: &InputTile<E>, gathered: &[[E; 4]]) -> Self {
+    pub(super) fn new<I: Isa, E: Element>(
+        layout: &Layout,
+        strip: usize,
+        input: &InputTile<E>,
+        gathered: &[[E; 4]],
+    ) -> Self {
         assert!(gathered.len() == layout.groups() * input.width);
         assert!(input.scales.len() == layout.blocks() * input.width || layout.scales.is_empty());
         Self {
@@ -41,6 +48,7 @@ impl<const S: usize> Work<S> {
             scales: std::array::from_fn(|s| layout.strip_scales(strip + s).as_ptr()),
             chunks: layout.chunks,
             block_chunks: layout.block_chunks,
+            asks_ahead: I::asks_ahead(),
             x: gathered.as_ptr().cast(),
             x_scales: input.scales.as_ptr(),
         }
@@ -161,7 +169,9 @@ impl<I: Isa, V: FloatValues<I>> Product<I> for InF32<V> {
                 let mut codes = [I::zero_words(); S];
                 for s in 0..S {
                     codes[s] = I::load_words(streams[s].cast());
-                    prefetch::<I>(streams[s], 4 + CHUNK * V::PAIR);
+                    if work.asks_ahead {
+                        prefetch::<I>(streams[s], 4 + CHUNK * V::PAIR);
+                    }
                     streams[s] = streams[s].add(4 * I::LANES);
                 }
                 for _ in 0..CHUNK {
@@ -211,7 +221,9 @@ impl<I: Isa> Product<I> for InBf16 {
                 let mut ranks = [I::zero_words(); S];
                 for s in 0..S {
                     ranks[s] = I::load_words(streams[s].cast());
-                    prefetch::<I>(streams[s], 4 + CHUNK * 4);
+                    if work.asks_ahead {
+                        prefetch::<I>(streams[s], 4 + CHUNK * 4);
+                    }
                     streams[s] = streams[s].add(4 * I::LANES);
                 }
                 for _ in 0..CHUNK {
@@ -264,7 +276,9 @@ impl<I: Isa, V: IntValues<I>> Product<I> for InInt<V> {
                     let mut ranks = [I::zero_words(); S];
                     for s in 0..S {
                         ranks[s] = I::load_words(streams[s].cast());
-                        prefetch::<I>(streams[s], 4 + CHUNK * V::PAIR);
+                        if work.asks_ahead {
+                            prefetch::<I>(streams[s], 4 + CHUNK * V::PAIR);
+                        }
                         streams[s] = streams[s].add(4 * I::LANES);
                     }
                     for _ in 0..CHUNK {
