@@ -53,16 +53,22 @@ impl<const DOT: bool> Isa for Avx512<DOT> {
     }
     const TABLES: bool = true;
     #[inline(always)]
-    unsafe fn table_16(from: *const u16, distances: &[[u8; 4]; 8]) -> [[u16; 4]; 8] {
+    unsafe fn table_16<const PARTS: usize>(from: *const u16, distances: &[[u8; 4]; 8]) -> [[u16; 4]; 8] {
         let places = _mm512_cvtepu8_epi16(_mm256_loadu_si256(distances.as_ptr().cast()));
         // 64 values out of two registers by the low 6 bits of a place; the two bits above choose among four such.
         let part = |i: usize| _mm512_loadu_si512(from.add(32 * i).cast());
         let pick = |i: usize| _mm512_permutex2var_epi16(part(2 * i), places, part(2 * i + 1));
-        let odd = _mm512_test_epi16_mask(places, _mm512_set1_epi16(64));
-        let high = _mm512_test_epi16_mask(places, _mm512_set1_epi16(128));
-        let low_half = _mm512_mask_blend_epi16(odd, pick(0), pick(1));
-        let high_half = _mm512_mask_blend_epi16(odd, pick(2), pick(3));
-        std::mem::transmute(_mm512_mask_blend_epi16(high, low_half, high_half))
+        let mut picked = pick(0);
+        if PARTS > 1 {
+            let odd = _mm512_test_epi16_mask(places, _mm512_set1_epi16(64));
+            picked = _mm512_mask_blend_epi16(odd, picked, pick(1));
+            if PARTS > 2 {
+                let high = _mm512_test_epi16_mask(places, _mm512_set1_epi16(128));
+                let high_half = _mm512_mask_blend_epi16(odd, pick(2), pick(3));
+                picked = _mm512_mask_blend_epi16(high, picked, high_half);
+            }
+        }
+        std::mem::transmute(picked)
     }
     #[inline(always)]
     unsafe fn zero() -> __m512 {

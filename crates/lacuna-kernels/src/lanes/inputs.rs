@@ -205,6 +205,15 @@ impl<E: Element> InputTile<E> {
         let window = columns.window;
         match columns.distances {
             // SAFETY: the caller's promise.
+            TileDistances::Near(near) if self.width == 1 && I::TABLES && E::WORDS && window.groups == 1 => unsafe {
+                match window.columns {
+                    ..=8 => gather_grouped::<I, E, 1>(&self.data, window, near, out),
+                    9..=16 => gather_grouped::<I, E, 2>(&self.data, window, near, out),
+                    17..=32 => gather_grouped::<I, E, 4>(&self.data, window, near, out),
+                    _ => self.gather_from(window.starts(0), near, window.padding, out),
+                }
+            },
+            // SAFETY: the caller's promise.
             TileDistances::Near(near) if self.width == 1 && I::WINDOWS && window.narrow() => unsafe {
                 gather_windows::<I, E>(&self.data, window, near, out);
             },
@@ -308,11 +317,50 @@ unsafe fn gather_tables<I: Isa, E: Element>(
         let (eights, _) = out.as_chunks_mut::<8>();
         for (out, table) in eights.iter_mut().zip(tables) {
             // SAFETY: there are 256 values, and the CPU has the instructions.
-            *out = bytemuck::cast(unsafe { I::table_16(values.as_ptr(), table) });
+            *out = bytemuck::cast(unsafe { I::table_16::<4>(values.as_ptr(), table) });
         }
         let done = tables.len() * 8;
         for (out, four) in out[done..].iter_mut().zip(&distances[done..]) {
             *out = bytemuck::cast(join(four.map(|distance| values[usize::from(distance)])));
+        }
+    }
+}
+
+/// One token of 16-bit numbers, 8 groups at a time, each with a window of its own: 8 windows are a table of `64 · PARTS`
+/// values.
+///
+/// # Safety
+/// The CPU must have the instructions of `I`.
+#[inline(always)]
+unsafe fn gather_grouped<I: Isa, E: Element, const PARTS: usize>(
+    data: &[E],
+    window: GroupWindow,
+    distances: &[[u8; GROUP_COLUMNS]],
+    out: &mut Aligned<[E; 4]>,
+) {
+    assert!(data.len() == window.padding + 1 + SPARE, "inputs for another layer");
+    assert!(window.groups == 1 && 8 * window.columns <= 64 * PARTS);
+    out.resize(distances.len());
+    let words: &[u16] = bytemuck::cast_slice(data);
+    let offsets: [u8; 8] = std::array::from_fn(|group| (group * window.columns) as u8);
+    let eights = out.chunks_mut(8).zip(distances.chunks(8)).enumerate();
+    for (i, (out, distances)) in eights {
+        let start = i * 8 * window.columns;
+        if let (Some(out), Some(table)) = (out.first_chunk_mut::<8>(), distances.first_chunk::<8>())
+            && start + 64 * PARTS <= window.padding
+        {
+            let mut places = *table;
+            for (places, offset) in places.iter_mut().zip(offsets) {
+                for place in places {
+                    *place += offset;
+                }
+            }
+            // SAFETY: there are as many values, and the CPU has the instructions.
+            *out = bytemuck::cast(unsafe { I::table_16::<PARTS>(words.as_ptr().add(start), &places) });
+        } else {
+            for ((out, distances), start) in out.iter_mut().zip(distances).zip(window.starts(i * 8)) {
+                *out = bytemuck::cast(join(distances.map(|distance| words[start + usize::from(distance)])));
+            }
         }
     }
 }

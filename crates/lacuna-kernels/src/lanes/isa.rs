@@ -30,8 +30,9 @@ pub(super) trait Isa: Copy {
     unsafe fn window_32(from: *const f32, offsets: [u8; 4]) -> [f32; 4];
     /// Whether [`Isa::table_16`] is a few instructions.
     const TABLES: bool;
-    /// Four for each of 8 groups out of the 256 values from a place on, by their distances from it.
-    unsafe fn table_16(from: *const u16, distances: &[[u8; 4]; 8]) -> [[u16; 4]; 8];
+    /// Four for each of 8 groups out of the `64 · PARTS` values from a place on, by their distances from it; 1, 2 or 4
+    /// parts.
+    unsafe fn table_16<const PARTS: usize>(from: *const u16, distances: &[[u8; 4]; 8]) -> [[u16; 4]; 8];
     /// 0 in each lane.
     unsafe fn zero() -> Self::F;
     /// `LANES` floats.

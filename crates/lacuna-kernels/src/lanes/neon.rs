@@ -64,7 +64,7 @@ impl Isa for Neon {
     }
     const TABLES: bool = false;
     #[inline(always)]
-    unsafe fn table_16(from: *const u16, distances: &[[u8; 4]; 8]) -> [[u16; 4]; 8] {
+    unsafe fn table_16<const PARTS: usize>(from: *const u16, distances: &[[u8; 4]; 8]) -> [[u16; 4]; 8] {
         distances.map(|four| four.map(|distance| *from.add(distance.into())))
     }
     #[inline(always)]
