@@ -1,16 +1,53 @@
-//! Dense products of floats, by the `gemm` crate, behind checked views.
+//! Dense products of floats, by the `gemm` crates, behind checked views. Those of single types, not the one for all: that one
+//! brings along, and compiles for long, products of complex numbers.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
 
-use gemm::Parallelism;
+use gemm_common::Parallelism;
 use lacuna_core::Matrix;
 
-/// Types that [`matmul`] multiplies.
-pub trait Float: Copy + PartialEq + Default + Sync + 'static {}
+/// A product of one type: sizes of the result and the inner one; the result, its strides, and whether it is read; the
+/// operands and their strides; factors of the result and of the product; three switches for complex numbers; threads.
+type Product<T> = unsafe fn(
+    usize,
+    usize,
+    usize,
+    *mut T,
+    isize,
+    isize,
+    bool,
+    *const T,
+    isize,
+    isize,
+    *const T,
+    isize,
+    isize,
+    T,
+    T,
+    bool,
+    bool,
+    bool,
+    Parallelism,
+);
 
-impl Float for f32 {}
-impl Float for f64 {}
+/// Types that [`matmul`] multiplies.
+pub trait Float: Copy + PartialEq + Default + Sync + 'static {
+    #[doc(hidden)]
+    fn product() -> Product<Self>;
+}
+
+impl Float for f32 {
+    fn product() -> Product<Self> {
+        gemm_f32::gemm::f32::get_gemm_fn()
+    }
+}
+
+impl Float for f64 {
+    fn product() -> Product<Self> {
+        gemm_f64::gemm::f64::get_gemm_fn()
+    }
+}
 
 /// A strided view of `[rows, cols]` values inside a buffer: element `(r, c)` is `data[r * row_stride + c * col_stride]`.
 #[derive(Clone, Copy)]
@@ -90,7 +127,7 @@ pub fn matmul<T: Float>(
     // SAFETY: every element that the strides reach lies inside its buffer (`View::new` and the assertion above), the
     // buffers are borrowed for the call, and `out_data` is borrowed exclusively, so it aliases neither operand.
     unsafe {
-        gemm::gemm(
+        T::product()(
             a.rows,
             b.cols,
             a.cols,

@@ -143,11 +143,9 @@ impl Isa for Avx2 {
         _mm256_cvtepi8_epi16(_mm_loadu_si128(from.cast()))
     }
     #[inline(always)]
-    unsafe fn load_i4(from: *const u8) -> __m256i {
-        let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast()));
-        let nibbles = _mm256_or_si256(bytes, _mm256_slli_epi32::<12>(bytes));
-        let nibbles = _mm256_and_si256(nibbles, _mm256_set1_epi32(0x000f_000f));
-        _mm256_sub_epi16(nibbles, _mm256_set1_epi16(8))
+    unsafe fn nibbles(words: __m256i, place: usize) -> __m256i {
+        let up = _mm_cvtsi32_si128(12 - 4 * place as i32);
+        _mm256_srai_epi16::<12>(_mm256_sll_epi16(words, up))
     }
     #[inline(always)]
     unsafe fn pair_control(ranks: __m256i) -> __m256i {

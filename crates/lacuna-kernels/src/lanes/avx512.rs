@@ -160,11 +160,9 @@ impl<const DOT: bool> Isa for Avx512<DOT> {
         _mm512_cvtepi8_epi16(_mm256_loadu_si256(from.cast()))
     }
     #[inline(always)]
-    unsafe fn load_i4(from: *const u8) -> __m512i {
-        let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast()));
-        let nibbles = _mm512_or_si512(bytes, _mm512_slli_epi32::<12>(bytes));
-        let nibbles = _mm512_and_si512(nibbles, _mm512_set1_epi32(0x000f_000f));
-        _mm512_sub_epi16(nibbles, _mm512_set1_epi16(8))
+    unsafe fn nibbles(words: __m512i, place: usize) -> __m512i {
+        let up = _mm_cvtsi32_si128(12 - 4 * place as i32);
+        _mm512_srai_epi16::<12>(_mm512_sll_epi16(words, up))
     }
     #[inline(always)]
     unsafe fn pair_control(ranks: __m512i) -> __m512i {

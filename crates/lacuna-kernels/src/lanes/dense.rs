@@ -43,10 +43,12 @@ impl DenseLayout {
         let mut streams = Aligned::<u8>::zeros(strips * strip_bytes);
         streams.par_chunks_mut(strip_bytes.max(1)).enumerate().for_each(|(strip, stream)| {
             let own = strip * lanes..rows.min((strip + 1) * lanes);
-            for (g, out) in stream.chunks_exact_mut(lanes * form.pair_bytes()).take(cols.div_ceil(2)).enumerate() {
-                for (lane, row) in own.clone().enumerate() {
-                    let pair = row * cols + 2 * g..row * cols + cols.min(2 * g + 2);
-                    put_pair(out, form, lanes, lane, values, pair);
+            for (chunk, out) in stream.chunks_exact_mut(chunk_bytes).enumerate() {
+                for column in (chunk * CHUNK_COLUMNS..cols.min((chunk + 1) * CHUNK_COLUMNS)).step_by(2) {
+                    for (lane, row) in own.clone().enumerate() {
+                        let pair = row * cols + column..row * cols + cols.min(column + 2);
+                        put_pair(out, form, [lanes, lane], column % CHUNK_COLUMNS / 2, values, pair);
+                    }
                 }
             }
         });
@@ -266,19 +268,21 @@ impl<I: Isa, V: IntValues<I>> DenseProduct<I> for InInt<V> {
                             prefetch::<I>(stream, CHUNK * V::PAIR);
                         }
                     }
-                    for _ in 0..CHUNK {
+                    for pair in 0..CHUNK {
                         let mut values = [I::zero_words(); S];
                         for s in 0..S {
-                            values[s] = V::load(streams[s]);
-                            streams[s] = streams[s].add(V::PAIR * I::LANES);
+                            values[s] = V::load(streams[s], pair);
                         }
                         for t in 0..N {
-                            let pair = I::splat_word(x.add(t).read_unaligned());
+                            let both = I::splat_word(x.add(t).read_unaligned());
                             for s in 0..S {
-                                acc[s][t] = I::dot_i16(acc[s][t], values[s], pair);
+                                acc[s][t] = I::dot_i16(acc[s][t], values[s], both);
                             }
                         }
                         x = x.add(N);
+                    }
+                    for stream in &mut streams {
+                        *stream = stream.add(CHUNK * V::PAIR * I::LANES);
                     }
                 }
                 for s in 0..S {

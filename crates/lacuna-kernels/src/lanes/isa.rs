@@ -79,8 +79,8 @@ pub(super) trait Isa: Copy {
     unsafe fn zero_words() -> Self::I;
     /// `2 · LANES` bytes as pairs of 16-bit integers.
     unsafe fn load_i8(from: *const u8) -> Self::I;
-    /// `LANES` bytes, each two nibbles of value + 8, as pairs of 16-bit integers.
-    unsafe fn load_i4(from: *const u8) -> Self::I;
+    /// The nibble at a place of each half of each word, 0 the lowest: pairs of 16-bit integers.
+    unsafe fn nibbles(words: Self::I, place: usize) -> Self::I;
     /// Controls for [`Isa::pick_pair`] from words whose low nibble is the rank of a pair of positions, see
     /// `layout::rank`; bits above are ignored.
     unsafe fn pair_control(ranks: Self::I) -> Self::I;

@@ -31,7 +31,7 @@ pub(crate) enum Form {
     Bf16Dot,
     /// row by row the two codes; ranks
     Int8,
-    /// row by row a byte of two nibbles of code + 8, the first one low; ranks
+    /// four groups at a time, row by row a word: four nibbles of first codes, then four of second ones; ranks
     Int4,
 }
 
@@ -192,16 +192,9 @@ impl Layout {
                     let chunk = g / CHUNK * self.chunk_bytes;
                     let nibble = if form.ranks() { rank(pair.code()) } else { pair.code() };
                     stream[chunk + lane * 4 + g % CHUNK / 2] |= nibble << (g % 2 * 4);
-                    let at = chunk + lanes * (4 + g % CHUNK * form.pair_bytes());
+                    let values_at = chunk + 4 * lanes..chunk + self.chunk_bytes;
                     let i = (row * groups + g) * KEPT_PER_GROUP;
-                    put_pair(
-                        &mut stream[at..at + lanes * form.pair_bytes()],
-                        form,
-                        lanes,
-                        lane,
-                        values,
-                        i..i + KEPT_PER_GROUP,
-                    );
+                    put_pair(&mut stream[values_at], form, [lanes, lane], g % CHUNK, values, i..i + KEPT_PER_GROUP);
                 }
                 if let Some(scales) = row_scales(packed, row) {
                     for (block, &scale) in scales.iter().enumerate() {
@@ -385,8 +378,17 @@ fn row_scales(packed: &Packed, row: usize) -> Option<&[f16]> {
     }
 }
 
-/// Writes the values of `pair`, two or at the end of an odd row one, for one lane of a strip's group.
-pub(super) fn put_pair(out: &mut [u8], form: Form, lanes: usize, lane: usize, values: &Values, pair: Range<usize>) {
+/// Writes the values of `pair`, two or at the end of an odd row one, for one of the lanes of a strip and a group of a chunk
+/// of zeros.
+pub(super) fn put_pair(
+    chunk: &mut [u8],
+    form: Form,
+    [lanes, lane]: [usize; 2],
+    group: usize,
+    values: &Values,
+    pair: Range<usize>,
+) {
+    let out = &mut chunk[group * lanes * form.pair_bytes()..];
     match (form, values) {
         (Form::F32, values) => {
             for (slot, i) in pair.enumerate() {
@@ -409,9 +411,9 @@ pub(super) fn put_pair(out: &mut [u8], form: Form, lanes: usize, lane: usize, va
             }
         }
         (Form::Int4, Values::Quantized(values)) => {
-            out[lane] = 0x88;
+            let word = &mut chunk[(group / 4 * lanes + lane) * 4..][..4];
             for (slot, i) in pair.enumerate() {
-                out[lane] ^= (values.codes()[i] as u8 & 15) << (4 * slot);
+                word[2 * slot + group % 4 / 2] |= (values.codes()[i] as u8 & 15) << (4 * (group % 2));
             }
         }
         _ => unreachable!("`Form::of` looks at the values"),

@@ -167,12 +167,9 @@ impl Isa for Neon {
         vreinterpretq_u32_s16(vmovl_s8(vld1_s8(from.cast())))
     }
     #[inline(always)]
-    unsafe fn load_i4(from: *const u8) -> uint32x4_t {
-        let bytes = vcreate_u8(u64::from(from.cast::<u32>().read_unaligned()));
-        let bytes = vmovl_u16(vget_low_u16(vmovl_u8(bytes)));
-        let nibbles = vorrq_u32(bytes, vshlq_n_u32::<12>(bytes));
-        let nibbles = vandq_u32(nibbles, vdupq_n_u32(0x000f_000f));
-        vreinterpretq_u32_s16(vsubq_s16(vreinterpretq_s16_u32(nibbles), vdupq_n_s16(8)))
+    unsafe fn nibbles(words: uint32x4_t, place: usize) -> uint32x4_t {
+        let up = vshlq_s16(vreinterpretq_s16_u32(words), vdupq_n_s16(12 - 4 * place as i16));
+        vreinterpretq_u32_s16(vshrq_n_s16::<12>(up))
     }
     #[inline(always)]
     unsafe fn pair_control(ranks: uint32x4_t) -> uint32x4_t {

@@ -235,7 +235,7 @@ impl<I: Isa, V: IntValues<I>> Prefill<I> for InInt<V> {
         unsafe {
             let mut values = [I::zero_words(); CHUNK];
             for (g, values) in values.iter_mut().enumerate() {
-                *values = V::load(from.add(g * V::PAIR * I::LANES));
+                *values = V::load(from, g);
             }
             values
         }

@@ -79,8 +79,8 @@ pub(super) trait FloatValues<I: Isa> {
 pub(super) trait IntValues<I: Isa> {
     /// Bytes of a row's two values.
     const PAIR: usize;
-    /// Pairs of 16-bit integers.
-    unsafe fn load(from: *const u8) -> I::I;
+    /// Those of a group of a chunk, as pairs of 16-bit integers.
+    unsafe fn load(chunk: *const u8, group: usize) -> I::I;
 }
 
 /// f32.
@@ -124,18 +124,18 @@ impl<I: Isa> FloatValues<I> for Bf16 {
 impl<I: Isa> IntValues<I> for Int8 {
     const PAIR: usize = 2;
     #[inline(always)]
-    unsafe fn load(from: *const u8) -> I::I {
-        // SAFETY: the strip holds two bytes a row for the group.
-        unsafe { I::load_i8(from) }
+    unsafe fn load(chunk: *const u8, group: usize) -> I::I {
+        // SAFETY: the chunk holds two bytes a row for each group.
+        unsafe { I::load_i8(chunk.add(group * 2 * I::LANES)) }
     }
 }
 
 impl<I: Isa> IntValues<I> for Int4 {
     const PAIR: usize = 1;
     #[inline(always)]
-    unsafe fn load(from: *const u8) -> I::I {
-        // SAFETY: the strip holds a byte a row for the group.
-        unsafe { I::load_i4(from) }
+    unsafe fn load(chunk: *const u8, group: usize) -> I::I {
+        // SAFETY: the chunk holds a word a row for each 4 groups.
+        unsafe { I::nibbles(I::load_words(chunk.add(group / 4 * 4 * I::LANES).cast()), group % 4) }
     }
 }
 
@@ -281,11 +281,10 @@ impl<I: Isa, V: IntValues<I>> Product<I> for InInt<V> {
                         }
                         streams[s] = streams[s].add(4 * I::LANES);
                     }
-                    for _ in 0..CHUNK {
+                    for group in 0..CHUNK {
                         let (mut values, mut controls) = (ranks, ranks);
                         for s in 0..S {
-                            values[s] = V::load(streams[s]);
-                            streams[s] = streams[s].add(V::PAIR * I::LANES);
+                            values[s] = V::load(streams[s], group);
                             controls[s] = I::pair_control(ranks[s]);
                         }
                         for t in 0..N {
@@ -298,6 +297,9 @@ impl<I: Isa, V: IntValues<I>> Product<I> for InInt<V> {
                             *ranks = I::shift_right::<4>(*ranks);
                         }
                         x = x.add(N);
+                    }
+                    for stream in &mut streams {
+                        *stream = stream.add(CHUNK * V::PAIR * I::LANES);
                     }
                 }
                 for s in 0..S {
