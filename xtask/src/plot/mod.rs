@@ -6,7 +6,7 @@ mod record;
 mod tables;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -15,32 +15,49 @@ use crate::root;
 
 const FIGURE: &str = "docs/performance-kernels.svg";
 const PAGE: &str = "docs/performance.md";
+
+/// Writes both anew.
 pub(crate) fn run() -> Result<()> {
     let root = root();
-    let page = fs::read_to_string(root.join(PAGE)).context(PAGE)?;
-    let (kernels, text) = newest(&root, "csv")?;
-    let record = Record::parse(&text).with_context(|| kernels.clone())?;
-    let page = between_markers(&page, "kernels", &tables::write(&record, &kernels))?;
-    let (encoders, text) = newest(&root, "jsonl")?;
-    let page =
-        between_markers(&page, "encoders", &encoders::table(&text, &encoders).with_context(|| encoders.clone())?)?;
-    replace(&root.join(FIGURE), &figure::draw(&record))?;
-    replace(&root.join(PAGE), &page)?;
-    eprintln!("{kernels}: drawn to {FIGURE}; it and {encoders}: written to {PAGE}");
+    let drawn = Drawn::new(&root)?;
+    replace(&root.join(FIGURE), &drawn.figure)?;
+    replace(&root.join(PAGE), &drawn.page)?;
+    eprintln!("{}: drawn to {FIGURE}; it and {}: written to {PAGE}", drawn.kernels, drawn.encoders);
     Ok(())
 }
 
-/// The newest record with an extension: its path in the repository, and what is in it. Names begin with a date, so that
-/// the last one is the newest.
-fn newest(root: &Path, extension: &str) -> Result<(String, String)> {
+/// The figure and the page as the newest records have them, and those records' paths in the repository.
+struct Drawn {
+    figure: String,
+    page: String,
+    kernels: String,
+    encoders: String,
+}
+
+impl Drawn {
+    fn new(root: &Path) -> Result<Self> {
+        let page = fs::read_to_string(root.join(PAGE)).context(PAGE)?;
+        let (kernels, text) = newest(root, "-kernels.csv")?;
+        let record = Record::parse(&text).with_context(|| kernels.clone())?;
+        let page = between_markers(&page, "kernels", &tables::write(&record, &kernels))?;
+        let (encoders, text) = newest(root, "-encoders.jsonl")?;
+        let table = encoders::table(&text, &encoders).with_context(|| encoders.clone())?;
+        Ok(Self { figure: figure::draw(&record), page: between_markers(&page, "encoders", &table)?, kernels, encoders })
+    }
+}
+
+/// The newest record of a kind: its path in the repository, and what is in it. Names are a date and the kind, so that the
+/// last one is the newest.
+fn newest(root: &Path, kind: &str) -> Result<(String, String)> {
     let dir = root.join("bench/record");
     let entries = fs::read_dir(&dir).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-    match entries.filter(|path| path.extension().is_some_and(|e| e == extension)).max() {
+    let is_kind = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(kind));
+    match entries.filter(is_kind).max() {
         Some(path) => {
             let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
             Ok((path.strip_prefix(root)?.display().to_string(), text))
         }
-        None => bail!("{}: no .{extension} record; bench/run.sh and bench/encoders.sh make them", dir.display()),
+        None => bail!("{}: no record *{kind}; bench/run.sh and bench/encoders.sh make them", dir.display()),
     }
 }
 
@@ -59,4 +76,18 @@ fn replace(path: &Path, text: &str) -> Result<()> {
     let partial = path.with_extension("partial");
     fs::write(&partial, text).with_context(|| partial.display().to_string())?;
     fs::rename(&partial, path).with_context(|| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Drawn, FIGURE, PAGE, root};
+
+    #[test]
+    fn page_and_figure_are_those_of_the_newest_records() {
+        let drawn = Drawn::new(&root()).unwrap();
+        for (path, want) in [(PAGE, drawn.page), (FIGURE, drawn.figure)] {
+            let is = std::fs::read_to_string(root().join(path)).unwrap();
+            assert!(is == want, "{path} is not what `cargo xtask plot` makes of the newest records");
+        }
+    }
 }

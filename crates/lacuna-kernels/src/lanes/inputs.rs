@@ -205,7 +205,7 @@ impl<E: Element> InputTile<E> {
             }
         } else {
             for (k, out) in tiles[..features].iter_mut().enumerate() {
-                if real == N && N % I::LANES == 0 {
+                if real == N && N.is_multiple_of(I::LANES) {
                     // SAFETY: the caller's promise.
                     unsafe { E::round_all::<I>(row(k), out) };
                 } else {
