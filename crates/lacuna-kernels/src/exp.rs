@@ -1,7 +1,4 @@
 //! `eˣ` for loops that are compiled for the CPU's vectors.
-//!
-//! `FUSED` says whether with fused multiply-adds: a loop compiled for a CPU that has them takes half the instructions;
-//! compiled for any other, each would be a call.
 
 /// `ln 2` in two parts, of which the first has few bits.
 const HIGH: f32 = 0.693_359_4;
@@ -10,13 +7,6 @@ const LOW: f32 = -2.121_944_4e-4;
 /// Of the Taylor polynomial, behind the first.
 const COEFFICIENTS: [f32; 7] = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
 
-/// `a · b + c`.
-#[inline(always)]
-#[must_use]
-pub fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FUSED { a.mul_add(b, c) } else { a * b + c }
-}
-
 /// `eˣ`, off by at most 2 units in the last place, 0 below −87.3 and infinite above 88.7. Without calls and branches, so
 /// that loops over it are vectorised.
 ///
@@ -24,13 +14,13 @@ pub fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
 /// that `n·ln 2` loses nothing (Cody & Waite, Software Manual for the Elementary Functions, ch. 6).
 #[inline(always)]
 #[must_use]
-pub fn exp<const FUSED: bool>(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     let clamped = x.clamp(-88.0, 89.0);
     // Adding and taking away 1.5 · 2²³ rounds to the nearest integer.
-    let shifted = multiply_add::<FUSED>(clamped, std::f32::consts::LOG2_E, 12_582_912.0);
+    let shifted = clamped * std::f32::consts::LOG2_E + 12_582_912.0;
     let n = shifted - 12_582_912.0;
-    let r = multiply_add::<FUSED>(n, -LOW, multiply_add::<FUSED>(n, -HIGH, clamped));
-    let polynomial = COEFFICIENTS.iter().fold(1.0 / 5040.0, |sum, &c| multiply_add::<FUSED>(sum, r, c));
+    let r = clamped - n * HIGH - n * LOW;
+    let polynomial = COEFFICIENTS.iter().fold(1.0 / 5040.0, |sum, c| sum * r + c);
     // Its last bits are n: no conversion, which would have to look for NaN and overflow.
     let n = shifted.to_bits().cast_signed().wrapping_sub(12_582_912.0_f32.to_bits().cast_signed());
     // Two factors: 2ⁿ alone overflows a little before eˣ does.
@@ -50,13 +40,13 @@ pub fn exp<const FUSED: bool>(x: f32) -> f32 {
 /// `eˣ` for `x ≤ 0` alone, off by at most 2 units in the last place, and no less than `e⁻⁸⁷`: half of the work of [`exp`].
 #[inline(always)]
 #[must_use]
-pub fn exp_of_negative<const FUSED: bool>(x: f32) -> f32 {
+pub fn exp_of_negative(x: f32) -> f32 {
     // NaN stays NaN, and so does what follows: the last bits of the usual ones are 0.
     let clamped = if x < -87.0 { -87.0 } else { x };
-    let shifted = multiply_add::<FUSED>(clamped, std::f32::consts::LOG2_E, 12_582_912.0);
+    let shifted = clamped * std::f32::consts::LOG2_E + 12_582_912.0;
     let n = shifted - 12_582_912.0;
-    let r = multiply_add::<FUSED>(n, -LOW, multiply_add::<FUSED>(n, -HIGH, clamped));
-    let polynomial = COEFFICIENTS.iter().fold(1.0 / 5040.0, |sum, &c| multiply_add::<FUSED>(sum, r, c));
+    let r = clamped - n * HIGH - n * LOW;
+    let polynomial = COEFFICIENTS.iter().fold(1.0 / 5040.0, |sum, c| sum * r + c);
     // n stands in the last bits of `shifted`; added to the exponent it multiplies by 2ⁿ, which stays a normal number.
     f32::from_bits(polynomial.to_bits().wrapping_add(shifted.to_bits() << 23))
 }
@@ -65,39 +55,29 @@ pub fn exp_of_negative<const FUSED: bool>(x: f32) -> f32 {
 mod tests {
     use super::{exp, exp_of_negative};
 
-    fn exponentials_of_negative_numbers_are_close_to_the_library<const FUSED: bool>() {
-        for i in 0..=8_700 {
-            let x = -i as f32 / 100.0;
-            let (got, want) = (f64::from(exp_of_negative::<FUSED>(x)), f64::from(x).exp());
-            assert!((got - want).abs() / want < 2.5e-7, "exp({x}) = {got}, not {want}");
-        }
-        assert_eq!(exp_of_negative::<FUSED>(0.0).to_bits(), 1.0_f32.to_bits());
-        assert!(exp_of_negative::<FUSED>(f32::NEG_INFINITY) < 1e-37);
-        assert!(exp_of_negative::<FUSED>(f32::NAN).is_nan() && exp_of_negative::<FUSED>(-f32::NAN).is_nan());
-    }
-
-    fn exponentials_are_close_to_the_library<const FUSED: bool>() {
-        for i in -8_730..=8_870 {
-            let x = i as f32 / 100.0 + 0.003;
-            let (got, want) = (f64::from(exp::<FUSED>(x)), f64::from(x).exp());
-            let off = (got - want).abs() / want;
-            assert!(off < 2.5e-7 || want > f64::from(f32::MAX) || x < -87.33, "exp({x}) = {got}, not {want}");
-        }
-        assert_eq!(exp::<FUSED>(f32::NEG_INFINITY).to_bits(), 0);
-        assert_eq!(exp::<FUSED>(0.0).to_bits(), 1.0_f32.to_bits());
-        assert!(exp::<FUSED>(f32::INFINITY).is_infinite());
-        assert!(exp::<FUSED>(f32::NAN).is_nan());
-    }
-
     #[test]
     fn the_exponential_of_negative_numbers_is_close_to_the_library() {
-        exponentials_of_negative_numbers_are_close_to_the_library::<false>();
-        exponentials_of_negative_numbers_are_close_to_the_library::<true>();
+        for i in 0..=8_700 {
+            let x = -i as f32 / 100.0;
+            let (got, want) = (f64::from(exp_of_negative(x)), f64::from(x).exp());
+            assert!((got - want).abs() / want < 2.5e-7, "exp({x}) = {got}, not {want}");
+        }
+        assert_eq!(exp_of_negative(0.0).to_bits(), 1.0_f32.to_bits());
+        assert!(exp_of_negative(f32::NEG_INFINITY) < 1e-37);
+        assert!(exp_of_negative(f32::NAN).is_nan() && exp_of_negative(-f32::NAN).is_nan());
     }
 
     #[test]
     fn exp_is_close_to_the_library() {
-        exponentials_are_close_to_the_library::<false>();
-        exponentials_are_close_to_the_library::<true>();
+        for i in -8_730..=8_870 {
+            let x = i as f32 / 100.0 + 0.003;
+            let (got, want) = (f64::from(exp(x)), f64::from(x).exp());
+            let off = (got - want).abs() / want;
+            assert!(off < 2.5e-7 || want > f64::from(f32::MAX) || x < -87.33, "exp({x}) = {got}, not {want}");
+        }
+        assert_eq!(exp(f32::NEG_INFINITY).to_bits(), 0);
+        assert_eq!(exp(0.0).to_bits(), 1.0_f32.to_bits());
+        assert!(exp(f32::INFINITY).is_infinite());
+        assert!(exp(f32::NAN).is_nan());
     }
 }

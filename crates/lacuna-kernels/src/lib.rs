@@ -11,5 +11,5 @@ mod lanes;
 pub mod sparse;
 mod weight;
 
-pub use exp::{exp, exp_of_negative, multiply_add};
+pub use exp::{exp, exp_of_negative};
 pub use weight::{Activations, Weight};

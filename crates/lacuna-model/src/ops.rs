@@ -1,7 +1,7 @@
 //! The small operations between the linear layers, on feature-major activations `[features, T]`.
 
 use lacuna_core::Matrix;
-use lacuna_kernels::{exp, exp_of_negative, multiply_add};
+use lacuna_kernels::{exp, exp_of_negative};
 use pulp::{Arch, NullaryFnOnce};
 use rayon::prelude::*;
 
@@ -37,22 +37,14 @@ fn with_function(activation: Activation, over: impl Loop) {
             self.0.run(self.1);
         }
     }
-    fn compiled<const FUSED: bool>(arch: Arch, activation: Activation, over: impl Loop) {
-        match activation {
-            Activation::Silu => arch.dispatch(Compiled(over, silu::<FUSED>)),
-            Activation::GeluErf => arch.dispatch(Compiled(over, gelu_erf::<FUSED>)),
-            Activation::GeluTanh => arch.dispatch(Compiled(over, gelu_tanh::<FUSED>)),
-            Activation::GeluSigmoid => arch.dispatch(Compiled(over, gelu_sigmoid::<FUSED>)),
-            Activation::Relu => arch.dispatch(Compiled(over, relu)),
-        }
-    }
     let arch = Arch::new();
-    if fuses(arch) { compiled::<true>(arch, activation, over) } else { compiled::<false>(arch, activation, over) }
-}
-
-/// Whether code for a CPU has fused multiply-adds: AVX2's, AVX-512's and NEON's has.
-fn fuses(arch: Arch) -> bool {
-    !matches!(arch, Arch::Scalar)
+    match activation {
+        Activation::Silu => arch.dispatch(Compiled(over, silu)),
+        Activation::GeluErf => arch.dispatch(Compiled(over, gelu_erf)),
+        Activation::GeluTanh => arch.dispatch(Compiled(over, gelu_tanh)),
+        Activation::GeluSigmoid => arch.dispatch(Compiled(over, gelu_sigmoid)),
+        Activation::Relu => arch.dispatch(Compiled(over, relu)),
+    }
 }
 
 struct Alone<'a>(&'a mut [f32]);
@@ -84,20 +76,20 @@ fn relu(x: f32) -> f32 {
 
 /// `x · σ(1.702 x)`
 #[inline(always)]
-fn gelu_sigmoid<const FUSED: bool>(x: f32) -> f32 {
-    x / (1.0 + exp::<FUSED>(-1.702 * x))
+fn gelu_sigmoid(x: f32) -> f32 {
+    x / (1.0 + exp(-1.702 * x))
 }
 
 /// `x · σ(x)`
 #[inline(always)]
-fn silu<const FUSED: bool>(x: f32) -> f32 {
-    x / (1.0 + exp::<FUSED>(-x))
+fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
 }
 
 /// `x · Φ(x)` (Hendrycks & Gimpel, arXiv 1606.08415).
 #[inline(always)]
-fn gelu_erf<const FUSED: bool>(x: f32) -> f32 {
-    x * normal_cdf::<FUSED>(x)
+fn gelu_erf(x: f32) -> f32 {
+    x * normal_cdf(x)
 }
 
 /// `Φ(x)`, the normal distribution, off by at most `4·10⁻⁷ + x²·ε` of itself.
@@ -106,7 +98,7 @@ fn gelu_erf<const FUSED: bool>(x: f32) -> f32 {
 /// with more terms, fitted on `0 ≤ z ≤ 7` to a relative 4·10⁻⁸. Nothing cancels in small tails.
 #[inline(always)]
 #[must_use]
-pub fn normal_cdf<const FUSED: bool>(x: f32) -> f32 {
+pub fn normal_cdf(x: f32) -> f32 {
     const P: [f32; 8] = [
         0.234_876_32,
         -0.576_893_56,
@@ -117,20 +109,18 @@ pub fn normal_cdf<const FUSED: bool>(x: f32) -> f32 {
         0.256_933_76,
         0.253_724_52,
     ];
-    const SCALE: f32 = 0.45 * std::f32::consts::FRAC_1_SQRT_2;
-    let t = 1.0 / multiply_add::<FUSED>(SCALE, x.abs(), 1.0);
-    let polynomial = P.iter().fold(-0.035_513_516, |sum, &c| multiply_add::<FUSED>(sum, t, c));
-    let tail = exp_of_negative::<FUSED>(-0.5 * x * x) * (0.5 * t * polynomial);
-    // Where the tail is less than any normal number, `exp_of_negative` has stopped to fall.
-    let tail = if x.abs() > 13.0 { 0.0 } else { tail };
+    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1.0 / (1.0 + 0.45 * z);
+    let polynomial = P.iter().fold(-0.035_513_516, |sum, c| sum * t + c);
+    let tail = 0.5 * exp(-0.5 * x * x) * polynomial * t;
     if x < 0.0 { tail } else { 1.0 - tail }
 }
 
 /// `x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`, with `(1 + tanh u) / 2 = 1 / (1 + e⁻²ᵘ)`.
 #[inline(always)]
-fn gelu_tanh<const FUSED: bool>(x: f32) -> f32 {
+fn gelu_tanh(x: f32) -> f32 {
     const TWICE_SQRT_2_BY_PI: f32 = 1.595_769;
-    x / (1.0 + exp::<FUSED>(-TWICE_SQRT_2_BY_PI * x * multiply_add::<FUSED>(0.044_715 * x, x, 1.0)))
+    x / (1.0 + exp(-TWICE_SQRT_2_BY_PI * (x + 0.044_715 * x * x * x)))
 }
 
 /// `x += y`.
@@ -145,21 +135,20 @@ pub(crate) fn add(x: &mut Matrix, y: &Matrix) {
 
 /// Turns scores into probabilities in place; those that shall not be seen are left out by the caller.
 pub fn softmax(scores: &mut [f32]) {
-    let arch = Arch::new();
-    if fuses(arch) { arch.dispatch(Softmax::<true>(scores)) } else { arch.dispatch(Softmax::<false>(scores)) }
+    Arch::new().dispatch(Softmax(scores));
 }
 
 /// A function object, not a closure: it is inlined for certain into code compiled for the CPU's vectors.
-struct Softmax<'a, const FUSED: bool>(&'a mut [f32]);
+struct Softmax<'a>(&'a mut [f32]);
 
-impl<const FUSED: bool> NullaryFnOnce for Softmax<'_, FUSED> {
+impl NullaryFnOnce for Softmax<'_> {
     type Output = ();
 
     #[inline(always)]
     fn call(self) {
         let max = fold(self.0, f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
         for s in self.0.iter_mut() {
-            *s = exp_of_negative::<FUSED>(*s - max);
+            *s = exp_of_negative(*s - max);
         }
         let part = fold(self.0, 0.0, |a, b| a + b).recip();
         for s in self.0.iter_mut() {
@@ -202,28 +191,23 @@ mod tests {
         0.5 + sum * (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt()
     }
 
-    fn gelus_are_close_to_their_definitions<const FUSED: bool>() {
+    #[test]
+    fn gelu_is_close_to_its_definition() {
         for i in -1_200..=1_200 {
             let x = i as f32 / 200.0 + 0.001;
             let wide = f64::from(x);
-            let (got, want) = (f64::from(gelu_erf::<FUSED>(x)), wide * normal_cdf(wide));
+            let (got, want) = (f64::from(gelu_erf(x)), wide * normal_cdf(wide));
             let allowed = (4e-7 + 6e-8 * wide * wide) * want.abs() + 1e-14;
             assert!((got - want).abs() <= allowed, "gelu({x}) = {got}, not {want}");
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044_715 * wide.powi(3));
-            let (got, want) = (f64::from(gelu_tanh::<FUSED>(x)), 0.5 * wide * (1.0 + inner.tanh()));
+            let (got, want) = (f64::from(gelu_tanh(x)), 0.5 * wide * (1.0 + inner.tanh()));
             assert!((got - want).abs() <= 4.0 * allowed + 1e-13, "tanh gelu({x}) = {got}, not {want}");
         }
         for x in [-20.0, -200.0, f32::MIN] {
-            assert_eq!((gelu_erf::<FUSED>(x).abs(), gelu_tanh::<FUSED>(x).abs()), (0.0, 0.0));
+            assert_eq!((gelu_erf(x).abs(), gelu_tanh(x).abs()), (0.0, 0.0));
         }
         for x in [20.0, 200.0, f32::MAX] {
-            assert_eq!((gelu_erf::<FUSED>(x).to_bits(), gelu_tanh::<FUSED>(x).to_bits()), (x.to_bits(), x.to_bits()));
+            assert_eq!((gelu_erf(x).to_bits(), gelu_tanh(x).to_bits()), (x.to_bits(), x.to_bits()));
         }
-    }
-
-    #[test]
-    fn gelu_is_close_to_its_definition() {
-        gelus_are_close_to_their_definitions::<false>();
-        gelus_are_close_to_their_definitions::<true>();
     }
 }

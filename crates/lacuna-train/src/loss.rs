@@ -131,7 +131,7 @@ impl NullaryFnOnce for Softmax<'_> {
         let mut lanes = [0.0_f32; 16];
         for chunk in z.chunks_mut(16) {
             for (v, sum) in chunk.iter_mut().zip(&mut lanes) {
-                *v = exp_of_negative::<false>((*v - max) * rate);
+                *v = exp_of_negative((*v - max) * rate);
                 *sum += *v;
             }
         }

@@ -323,7 +323,7 @@ fn softmax<I: Isa, W: Word<I>>(scores: &[f32], weights: &mut [u32], width: usize
         let mut weights = [0.0_f32; UNIT];
         for i in 0..UNIT {
             // What a query does not see weighs nothing at all.
-            weights[i] = if row[i] == f32::NEG_INFINITY { 0.0 } else { exp_of_negative::<true>(row[i] - largest[i]) };
+            weights[i] = if row[i] == f32::NEG_INFINITY { 0.0 } else { exp_of_negative(row[i] - largest[i]) };
             sums[i] += weights[i];
         }
         weights
