@@ -9,7 +9,6 @@ use lacuna_core::Matrix;
 
 use super::aligned::Aligned;
 use super::dense::{DenseLayout, PairTile};
-use super::inputs::Element;
 use super::isa::Isa;
 use super::layout::{Form, Layout, Tile};
 use super::product::{Bf16, F16, F32, InBf16, InF32, InInt, Int4, Int8};
@@ -146,18 +145,6 @@ impl<const DOT: bool> Isa for Avx512<DOT> {
     #[inline(always)]
     unsafe fn shift_right<const BY: i32>(v: __m512i) -> __m512i {
         _mm512_srlv_epi32(v, _mm512_set1_epi32(BY))
-    }
-    #[inline(always)]
-    unsafe fn round_bf16(from: *const f32, to: *mut half::bf16) {
-        if DOT {
-            // Numbers too small to be normal become 0.
-            let rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(from));
-            _mm256_storeu_si256(to.cast(), std::mem::transmute::<__m256bh, __m256i>(rounded));
-        } else {
-            for i in 0..Self::LANES {
-                *to.add(i) = Element::round(*from.add(i), 1.0);
-            }
-        }
     }
     #[inline(always)]
     unsafe fn widen_bf16(pairs: __m512i) -> [__m512; 2] {

@@ -27,14 +27,6 @@ pub(super) trait Element: Pod + Send + Sync {
     const VECTORS: usize;
     /// Rounds; `per_unit` is 1 / scale, and 1 without scales.
     fn round(x: f32, per_unit: f32) -> Self;
-    /// Rounds numbers without scales.
-    ///
-    /// # Safety
-    /// As for [`Isa`].
-    #[inline(always)]
-    unsafe fn round_all<I: Isa>(x: &[f32], out: &mut [Self]) {
-        out.iter_mut().zip(x).for_each(|(out, &x)| *out = Self::round(x, 1.0));
-    }
     /// Four of the 8 values from a place on, by their distance from it.
     ///
     /// # Safety
@@ -81,17 +73,6 @@ impl Element for bf16 {
         let bits = x.to_bits();
         let rounded = (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16;
         bf16::from_bits(if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded })
-    }
-    #[inline(always)]
-    unsafe fn round_all<I: Isa>(x: &[f32], out: &mut [Self]) {
-        let whole = x.len().min(out.len()) / I::LANES * I::LANES;
-        for i in (0..whole).step_by(I::LANES) {
-            // SAFETY: both have as many numbers.
-            unsafe { I::round_bf16(x.as_ptr().add(i), out.as_mut_ptr().add(i)) };
-        }
-        for (out, &x) in out[whole..].iter_mut().zip(&x[whole..]) {
-            *out = Self::round(x, 1.0);
-        }
     }
     #[inline(always)]
     unsafe fn window<I: Isa>(from: *const Self, offsets: [u8; GROUP_COLUMNS]) -> [Self; GROUP_COLUMNS] {
@@ -152,33 +133,27 @@ pub(super) struct InputTile<E> {
 
 impl<E: Element> InputTile<E> {
     /// `width` tokens from `start` on.
-    ///
-    /// # Safety
-    /// The CPU must have the instructions of `I`.
     #[inline(always)]
-    pub(super) unsafe fn new<I: Isa>(x: &Matrix, start: usize, width: usize, block_columns: usize) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match width {
-                1 => Self::of_width::<I, 1>(x, start, block_columns),
-                2 => Self::of_width::<I, 2>(x, start, block_columns),
-                4 => Self::of_width::<I, 4>(x, start, block_columns),
-                8 => Self::of_width::<I, 8>(x, start, block_columns),
-                12 => Self::of_width::<I, 12>(x, start, block_columns),
-                16 => Self::of_width::<I, 16>(x, start, block_columns),
-                24 => Self::of_width::<I, 24>(x, start, block_columns),
-                32 => Self::of_width::<I, 32>(x, start, block_columns),
-                48 => Self::of_width::<I, 48>(x, start, block_columns),
-                64 => Self::of_width::<I, 64>(x, start, block_columns),
-                96 => Self::of_width::<I, 96>(x, start, block_columns),
-                128 => Self::of_width::<I, 128>(x, start, block_columns),
-                other => unreachable!("`next_width` makes no tiles of {other} tokens"),
-            }
+    pub(super) fn new(x: &Matrix, start: usize, width: usize, block_columns: usize) -> Self {
+        match width {
+            1 => Self::of_width::<1>(x, start, block_columns),
+            2 => Self::of_width::<2>(x, start, block_columns),
+            4 => Self::of_width::<4>(x, start, block_columns),
+            8 => Self::of_width::<8>(x, start, block_columns),
+            12 => Self::of_width::<12>(x, start, block_columns),
+            16 => Self::of_width::<16>(x, start, block_columns),
+            24 => Self::of_width::<24>(x, start, block_columns),
+            32 => Self::of_width::<32>(x, start, block_columns),
+            48 => Self::of_width::<48>(x, start, block_columns),
+            64 => Self::of_width::<64>(x, start, block_columns),
+            96 => Self::of_width::<96>(x, start, block_columns),
+            128 => Self::of_width::<128>(x, start, block_columns),
+            other => unreachable!("`next_width` makes no tiles of {other} tokens"),
         }
     }
 
     #[inline(always)]
-    unsafe fn of_width<I: Isa, const N: usize>(x: &Matrix, start: usize, block_columns: usize) -> Self {
+    fn of_width<const N: usize>(x: &Matrix, start: usize, block_columns: usize) -> Self {
         let (features, tokens) = (x.rows(), x.cols());
         let real = N.min(tokens - start);
         let mut data = Aligned::scratch((features + 1) * N + SPARE);
@@ -186,8 +161,7 @@ impl<E: Element> InputTile<E> {
         let (tiles, _) = data[..(features + 1) * N].as_chunks_mut::<N>();
         let row = |k: usize| &x.data()[k * tokens + start..][..real];
         if N == 1 && tokens == 1 {
-            // SAFETY: the caller's promise.
-            scales = unsafe { one_token::<I, E>(x.data(), block_columns, &mut tiles.as_flattened_mut()[..features]) };
+            scales = one_token(x.data(), block_columns, &mut tiles.as_flattened_mut()[..features]);
         } else if E::SCALED {
             for (block, out) in tiles[..features].chunks_mut(block_columns).enumerate() {
                 let mut largest = [0.0_f32; N];
@@ -205,12 +179,7 @@ impl<E: Element> InputTile<E> {
             }
         } else {
             for (k, out) in tiles[..features].iter_mut().enumerate() {
-                if real == N && N.is_multiple_of(I::LANES) {
-                    // SAFETY: the caller's promise.
-                    unsafe { E::round_all::<I>(row(k), out) };
-                } else {
-                    round_row(row(k), &[1.0; N], out);
-                }
+                round_row(row(k), &[1.0; N], out);
             }
         }
         tiles[features] = [E::zeroed(); N];
@@ -296,10 +265,9 @@ unsafe fn gather_windows<I: Isa, E: Element>(
 /// Rounds the activations of one token; the scales of its blocks, or none. In slices, which vectorise where arrays of one
 /// value do not.
 #[inline(always)]
-unsafe fn one_token<I: Isa, E: Element>(x: &[f32], block_columns: usize, out: &mut [E]) -> Vec<f32> {
+fn one_token<E: Element>(x: &[f32], block_columns: usize, out: &mut [E]) -> Vec<f32> {
     if !E::SCALED {
-        // SAFETY: the caller's promise.
-        unsafe { E::round_all::<I>(x, out) };
+        out.iter_mut().zip(x).for_each(|(out, &x)| *out = E::round(x, 1.0));
         return vec![];
     }
     let blocks = x.chunks(block_columns).zip(out.chunks_mut(block_columns));

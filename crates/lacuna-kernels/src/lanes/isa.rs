@@ -1,8 +1,6 @@
 //! What the loops ask of an instruction set.
 
-use half::{bf16, f16};
-
-use super::inputs::Element;
+use half::f16;
 
 /// Vectors of [`Isa::LANES`] 32-bit lanes. All functions are to be inlined into a caller that is compiled for the
 /// instruction set; the pointers need no alignment.
@@ -74,14 +72,6 @@ pub(super) trait Isa: Copy {
     unsafe fn or(a: Self::I, b: Self::I) -> Self::I;
     /// Logical shift of each word.
     unsafe fn shift_right<const BY: i32>(v: Self::I) -> Self::I;
-    /// Rounds `LANES` floats to bfloat16, to the nearest and if between two to the even one.
-    #[inline(always)]
-    unsafe fn round_bf16(from: *const f32, to: *mut bf16) {
-        for i in 0..Self::LANES {
-            // SAFETY: the caller's.
-            unsafe { *to.add(i) = Element::round(*from.add(i), 1.0) };
-        }
-    }
     /// Pairs of bfloat16 as two vectors of floats: all first ones, all second ones.
     unsafe fn widen_bf16(pairs: Self::I) -> [Self::F; 2];
 

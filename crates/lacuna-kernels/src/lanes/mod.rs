@@ -55,9 +55,8 @@ macro_rules! products {
         $(
             pub(super) static $name: Code<$input> = {
                 #[target_feature(enable = $features)]
-                unsafe fn input(x: &Matrix, start: usize, width: usize, block_columns: usize) -> InputTile<$input> {
-                    // SAFETY: only called where the features were detected.
-                    unsafe { InputTile::new::<$isa>(x, start, width, block_columns) }
+                fn input(x: &Matrix, start: usize, width: usize, block_columns: usize) -> InputTile<$input> {
+                    InputTile::new(x, start, width, block_columns)
                 }
                 #[target_feature(enable = $features)]
                 unsafe fn tile(
