@@ -174,13 +174,11 @@ impl<I: Isa, V: FloatValues<I>> DenseProduct<I> for InF32<V> {
         // for each.
         unsafe {
             let mut acc = [[I::zero(); N]; S];
-            let mut streams = work.streams;
+            let (asks_ahead, mut streams) = (I::asks_ahead(), work.streams);
             let mut x: *const [f32; 2] = work.x.cast();
             for _ in 0..work.chunks {
-                if work.asks_ahead {
-                    for stream in streams {
-                        prefetch::<I>(stream, CHUNK * V::PAIR);
-                    }
+                for stream in streams {
+                    prefetch::<I>(asks_ahead, stream, CHUNK * V::PAIR);
                 }
                 for _ in 0..CHUNK {
                     let mut values = [[I::zero(); 2]; S];
@@ -216,13 +214,11 @@ impl<I: Isa> DenseProduct<I> for InBf16 {
         // SAFETY: as in `InF32`.
         unsafe {
             let mut acc = [[I::zero(); N]; S];
-            let mut streams = work.streams;
+            let (asks_ahead, mut streams) = (I::asks_ahead(), work.streams);
             let mut x: *const u32 = work.x.cast();
             for _ in 0..work.chunks {
-                if work.asks_ahead {
-                    for stream in streams {
-                        prefetch::<I>(stream, CHUNK * 4);
-                    }
+                for stream in streams {
+                    prefetch::<I>(asks_ahead, stream, CHUNK * 4);
                 }
                 for _ in 0..CHUNK {
                     let mut values = [I::zero_words(); S];
@@ -254,6 +250,7 @@ impl<I: Isa, V: IntValues<I>> DenseProduct<I> for InInt<V> {
         // SAFETY: as in `InF32`; there is a vector of scales and `N` scales of activations for each block.
         unsafe {
             let mut total = [[I::zero(); N]; S];
+            let asks_ahead = I::asks_ahead();
             let (mut streams, mut scales) = (work.streams, work.scales);
             let mut x: *const u32 = work.x.cast();
             let mut x_scales = work.x_scales;
@@ -263,10 +260,8 @@ impl<I: Isa, V: IntValues<I>> DenseProduct<I> for InInt<V> {
                 chunks -= block;
                 let mut acc = [[I::zero_words(); N]; S];
                 for _ in 0..block {
-                    if work.asks_ahead {
-                        for stream in streams {
-                            prefetch::<I>(stream, CHUNK * V::PAIR);
-                        }
+                    for stream in streams {
+                        prefetch::<I>(asks_ahead, stream, CHUNK * V::PAIR);
                     }
                     for pair in 0..CHUNK {
                         let mut values = [I::zero_words(); S];
@@ -330,7 +325,6 @@ pub(super) unsafe fn run_dense<I: Isa, P: DenseProduct<I>>(
                     scales,
                     chunks: layout.chunks,
                     block_chunks: layout.block_chunks,
-                    asks_ahead: I::asks_ahead(),
                     x: input.pairs.as_ptr().cast(),
                     x_scales: input.scales.as_ptr(),
                 };

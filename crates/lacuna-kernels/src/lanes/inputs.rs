@@ -205,12 +205,11 @@ impl<E: Element> InputTile<E> {
         let window = columns.window;
         match columns.distances {
             // SAFETY: the caller's promise.
-            TileDistances::Near(near) if self.width == 1 && I::TABLES && E::WORDS && window.groups == 1 => unsafe {
+            TileDistances::Near(near) if self.width == 1 && I::TABLES && E::WORDS && window.has_eights() => unsafe {
                 match window.columns {
                     ..=8 => gather_grouped::<I, E, 1>(&self.data, window, near, out),
-                    9..=16 => gather_grouped::<I, E, 2>(&self.data, window, near, out),
-                    17..=32 => gather_grouped::<I, E, 4>(&self.data, window, near, out),
-                    _ => self.gather_from(window.starts(0), near, window.padding, out),
+                    ..=16 => gather_grouped::<I, E, 2>(&self.data, window, near, out),
+                    _ => gather_grouped::<I, E, 4>(&self.data, window, near, out),
                 }
             },
             // SAFETY: the caller's promise.

@@ -284,6 +284,11 @@ impl GroupWindow {
         self.columns <= 8
     }
 
+    /// Whether each group has a window of its own, and a byte reaches through eight of them.
+    pub(super) fn has_eights(&self) -> bool {
+        self.groups == 1 && 8 * self.columns <= 1 << u8::BITS
+    }
+
     /// Starts of the windows of the groups from one on, each at most `padding`.
     #[inline(always)]
     pub(super) fn starts(self, group: usize) -> impl Iterator<Item = usize> {

@@ -331,7 +331,7 @@ unsafe fn run<I: Isa, P: Product<I> + Prefill<I, Input = <P as Product<I>>::Inpu
         let mut sums = [[0.0; 16]; SUMS];
         macro_rules! go {
             ($s:literal, $n:literal) => {{
-                let work: Work<$s> = Work::new::<I, _>(layout, tile.first_strip + strip, input, gathered);
+                let work: Work<$s> = Work::new(layout, tile.first_strip + strip, input, gathered);
                 // SAFETY: the caller's promise; `Work` points at whole strips and at as many gathered groups.
                 unsafe { P::sums::<$s, $n>(&work, &mut sums) };
                 $s

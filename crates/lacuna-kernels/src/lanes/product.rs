@@ -24,8 +24,6 @@ pub(super) struct Work<const S: usize> {
     pub(super) chunks: usize,
     /// chunks under one scale
     pub(super) block_chunks: usize,
-    /// [`Isa::asks_ahead`]
-    pub(super) asks_ahead: bool,
     /// activations, `[groups][N]` gathered fours, or in dense products pairs
     pub(super) x: *const u8,
     /// their scales, `[blocks][N]`
@@ -35,12 +33,7 @@ pub(super) struct Work<const S: usize> {
 impl<const S: usize> Work<S> {
     /// `S` strips from `strip` on and the gathered activations.
     #[inline(always)]
-    pub(super) fn new<I: Isa, E: Element>(
-        layout: &Layout,
-        strip: usize,
-        input: &InputTile<E>,
-        gathered: &[[E; 4]],
-    ) -> Self {
+    pub(super) fn new<E: Element>(layout: &Layout, strip: usize, input: &InputTile<E>, gathered: &[[E; 4]]) -> Self {
         assert!(gathered.len() == layout.groups() * input.width);
         assert!(input.scales.len() == layout.blocks() * input.width || layout.scales.is_empty());
         Self {
@@ -48,7 +41,6 @@ impl<const S: usize> Work<S> {
             scales: std::array::from_fn(|s| layout.strip_scales(strip + s).as_ptr()),
             chunks: layout.chunks,
             block_chunks: layout.block_chunks,
-            asks_ahead: I::asks_ahead(),
             x: gathered.as_ptr().cast(),
             x_scales: input.scales.as_ptr(),
         }
@@ -143,11 +135,13 @@ impl<I: Isa> IntValues<I> for Int4 {
 /// with each page.
 const AHEAD: usize = 2048;
 
-/// Asks for what lies ahead of a chunk with so many bytes a row.
+/// Asks for what lies ahead of a chunk with so many bytes a row, where [`Isa::asks_ahead`] says so.
 #[inline(always)]
-pub(super) fn prefetch<I: Isa>(stream: *const u8, row_bytes: usize) {
-    for place in (0..row_bytes * I::LANES).step_by(64) {
-        I::prefetch(stream.wrapping_add(AHEAD + place));
+pub(super) fn prefetch<I: Isa>(asks_ahead: bool, stream: *const u8, row_bytes: usize) {
+    if asks_ahead {
+        for place in (0..row_bytes * I::LANES).step_by(64) {
+            I::prefetch(stream.wrapping_add(AHEAD + place));
+        }
     }
 }
 
@@ -163,15 +157,13 @@ impl<I: Isa, V: FloatValues<I>> Product<I> for InF32<V> {
         // each stream and 8 groups of `N` gathered fours for each.
         unsafe {
             let mut acc = [[I::zero(); N]; S];
-            let mut streams = work.streams;
+            let (asks_ahead, mut streams) = (I::asks_ahead(), work.streams);
             let mut x: *const [f32; 4] = work.x.cast();
             for _ in 0..work.chunks {
                 let mut codes = [I::zero_words(); S];
                 for s in 0..S {
                     codes[s] = I::load_words(streams[s].cast());
-                    if work.asks_ahead {
-                        prefetch::<I>(streams[s], 4 + CHUNK * V::PAIR);
-                    }
+                    prefetch::<I>(asks_ahead, streams[s], 4 + CHUNK * V::PAIR);
                     streams[s] = streams[s].add(4 * I::LANES);
                 }
                 for _ in 0..CHUNK {
@@ -215,15 +207,13 @@ impl<I: Isa> Product<I> for InBf16 {
         // SAFETY: as in `InF32`.
         unsafe {
             let mut acc = [[I::zero(); N]; S];
-            let mut streams = work.streams;
+            let (asks_ahead, mut streams) = (I::asks_ahead(), work.streams);
             let mut x: *const [u16; 4] = work.x.cast();
             for _ in 0..work.chunks {
                 let mut ranks = [I::zero_words(); S];
                 for s in 0..S {
                     ranks[s] = I::load_words(streams[s].cast());
-                    if work.asks_ahead {
-                        prefetch::<I>(streams[s], 4 + CHUNK * 4);
-                    }
+                    prefetch::<I>(asks_ahead, streams[s], 4 + CHUNK * 4);
                     streams[s] = streams[s].add(4 * I::LANES);
                 }
                 for _ in 0..CHUNK {
@@ -264,6 +254,7 @@ impl<I: Isa, V: IntValues<I>> Product<I> for InInt<V> {
         // SAFETY: as in `InF32`; there is a vector of scales and `N` scales of activations for each block.
         unsafe {
             let mut total = [[I::zero(); N]; S];
+            let asks_ahead = I::asks_ahead();
             let (mut streams, mut scales) = (work.streams, work.scales);
             let mut x: *const [u16; 4] = work.x.cast();
             let mut x_scales = work.x_scales;
@@ -276,9 +267,7 @@ impl<I: Isa, V: IntValues<I>> Product<I> for InInt<V> {
                     let mut ranks = [I::zero_words(); S];
                     for s in 0..S {
                         ranks[s] = I::load_words(streams[s].cast());
-                        if work.asks_ahead {
-                            prefetch::<I>(streams[s], 4 + CHUNK * V::PAIR);
-                        }
+                        prefetch::<I>(asks_ahead, streams[s], 4 + CHUNK * V::PAIR);
                         streams[s] = streams[s].add(4 * I::LANES);
                     }
                     for group in 0..CHUNK {
