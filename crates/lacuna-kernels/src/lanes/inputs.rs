@@ -208,7 +208,7 @@ impl<E: Element> InputTile<E> {
             TileDistances::Near(near) if self.width == 1 && I::TABLES && E::WORDS && window.has_eights() => unsafe {
                 match window.columns {
                     ..=8 => gather_grouped::<I, E, 1>(&self.data, window, near, out),
-                    ..=16 => gather_grouped::<I, E, 2>(&self.data, window, near, out),
+                    9..=16 => gather_grouped::<I, E, 2>(&self.data, window, near, out),
                     _ => gather_grouped::<I, E, 4>(&self.data, window, near, out),
                 }
             },
