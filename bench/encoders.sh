@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Times whole encoders at batch 32, ours dense and at 64:2:8 beside dense rivals, in f32 and bf16:
-# bench/record/YYYY-MM-DD-encoders.jsonl, then the table of docs/performance.md. Wants an idle machine.
+# bench/record/KERNEL/YYYY-MM-DD-encoders.jsonl, KERNEL the one that this machine prefers, then the table of
+# docs/performance.md. Wants an idle machine.
 #
 #     bench/encoders.sh                       # all engines: an hour or so
 #     bench/encoders.sh openvino              # only some
@@ -20,7 +21,9 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 cargo build --release --quiet --package lacuna
 lacuna=${CARGO_TARGET_DIR:-target}/release/lacuna
-record=bench/record/$(date -u +%F)-encoders.jsonl
+folder=bench/record/$("$lacuna" kernels | awk '$1 == "dense" && $NF == "yes" && !found++ { print $2 }')
+mkdir -p "$folder"
+record=$folder/$(date -u +%F)-encoders.jsonl
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Times our kernels and the rival engines side by side: bench/record/YYYY-MM-DD-kernels.csv, then the figure and the table
-# of docs/performance.md. Wants an idle machine.
+# Times our kernels and the rival engines side by side: bench/record/KERNEL/YYYY-MM-DD-kernels.csv, KERNEL the one
+# that this machine prefers, then the figure and the table of docs/performance.md. Wants an idle machine.
 #
 #     bench/run.sh quick                  # LLaMA-2-7B's layers and a small model's: ten minutes or so
 #     bench/run.sh full                   # all layers, patterns and token counts: hours
@@ -22,10 +22,17 @@ shift
 values=("$@")
 [ $# -gt 0 ] || values=(bf16 f32 int8 int4)
 
+threads=${THREADS:-$(nproc)}
+engines=${ENGINES:-target/engines}
+bench/engines/setup.sh "$engines"
+cargo build --release --quiet
+lacuna=${CARGO_TARGET_DIR:-target}/release/lacuna
+
 day=$(date -u +%F)
-record=bench/record/$day-kernels.csv
+folder=bench/record/$("$lacuna" kernels | awk '$1 == "dense" && $NF == "yes" && !found++ { print $2 }')
+record=$folder/$day-kernels.csv
 slices=target/bench/$day-$set_name-$(git rev-parse --short HEAD)
-mkdir -p "$slices" bench/record
+mkdir -p "$slices" "$folder"
 # One head, then the rows of every slice there is.
 joined() {
     local parts=("$slices"/*.csv)
@@ -38,12 +45,6 @@ if [ -f "$record" ] && grep --quiet --invert-match --line-regexp --fixed-strings
     echo "error: $record is of another set or commit; move it away first" >&2
     exit 1
 fi
-
-threads=${THREADS:-$(nproc)}
-engines=${ENGINES:-target/engines}
-bench/engines/setup.sh "$engines"
-cargo build --release --quiet
-lacuna=${CARGO_TARGET_DIR:-target}/release/lacuna
 
 for value in "${values[@]}"; do
     [ ! -f "$slices/$value.csv" ] || { echo "$value: done before ($slices/$value.csv)"; continue; }

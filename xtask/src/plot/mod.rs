@@ -1,4 +1,4 @@
-//! The newest records of `bench/run.sh` and `bench/encoders.sh` as a figure and as the tables of docs/performance.md.
+//! The newest records of `bench/run.sh` and `bench/encoders.sh` as figures and as the tables of docs/performance.md.
 
 mod encoders;
 mod figure;
@@ -13,52 +13,60 @@ use anyhow::{Context, Result, bail};
 use self::record::Record;
 use crate::root;
 
-const FIGURE: &str = "docs/performance-kernels.svg";
+const RECORDS: &str = "bench/record";
 const PAGE: &str = "docs/performance.md";
 
-/// Writes both anew.
+/// Writes all anew.
 pub(crate) fn run() -> Result<()> {
     let root = root();
-    let drawn = Drawn::new(&root)?;
-    replace(&root.join(FIGURE), &drawn.figure)?;
-    replace(&root.join(PAGE), &drawn.page)?;
-    eprintln!("{}: drawn to {FIGURE}; it and {}: written to {PAGE}", drawn.kernels, drawn.encoders);
+    for (path, text) in drawn(&root)? {
+        replace(&root.join(&path), &text)?;
+        eprintln!("{}", path.display());
+    }
     Ok(())
 }
 
-/// The figure and the page as the newest records have them, and those records' paths in the repository.
-struct Drawn {
-    figure: String,
-    page: String,
-    kernels: String,
-    encoders: String,
+/// The page and its figures as the newest records have them, by their paths in the repository.
+///
+/// Records lie in a folder for each kind of machine, named for the kernel that it prefers; each has places of its own in
+/// the page.
+fn drawn(root: &Path) -> Result<Vec<(PathBuf, String)>> {
+    let mut page = fs::read_to_string(root.join(PAGE)).context(PAGE)?;
+    let mut files = vec![];
+    for folder in sorted(&root.join(RECORDS))?.into_iter().filter(|path| path.is_dir()) {
+        let machine = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if let Some((name, text)) = newest(root, &folder, "-kernels.csv")? {
+            let record = Record::parse(&text).with_context(|| name.clone())?;
+            page = between_markers(&page, &format!("kernels {machine}"), &tables::write(&record, &name))?;
+            files.push((format!("docs/performance-kernels-{machine}.svg").into(), figure::draw(&record)));
+        }
+        if let Some((name, text)) = newest(root, &folder, "-encoders.jsonl")? {
+            let table = encoders::table(&text, &name).with_context(|| name.clone())?;
+            page = between_markers(&page, &format!("encoders {machine}"), &table)?;
+        }
+    }
+    if files.is_empty() {
+        bail!("{RECORDS}: no record; bench/run.sh and bench/encoders.sh make them");
+    }
+    files.push((PAGE.into(), page));
+    Ok(files)
 }
 
-impl Drawn {
-    fn new(root: &Path) -> Result<Self> {
-        let page = fs::read_to_string(root.join(PAGE)).context(PAGE)?;
-        let (kernels, text) = newest(root, "-kernels.csv")?;
-        let record = Record::parse(&text).with_context(|| kernels.clone())?;
-        let page = between_markers(&page, "kernels", &tables::write(&record, &kernels))?;
-        let (encoders, text) = newest(root, "-encoders.jsonl")?;
-        let table = encoders::table(&text, &encoders).with_context(|| encoders.clone())?;
-        Ok(Self { figure: figure::draw(&record), page: between_markers(&page, "encoders", &table)?, kernels, encoders })
-    }
+/// What is in a folder, by name.
+fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    Ok(paths)
 }
 
 /// The newest record of a kind: its path in the repository, and what is in it. Names are a date and the kind, so that the
 /// last one is the newest.
-fn newest(root: &Path, kind: &str) -> Result<(String, String)> {
-    let dir = root.join("bench/record");
-    let entries = fs::read_dir(&dir).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+fn newest(root: &Path, folder: &Path, kind: &str) -> Result<Option<(String, String)>> {
     let is_kind = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(kind));
-    match entries.filter(is_kind).max() {
-        Some(path) => {
-            let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-            Ok((path.strip_prefix(root)?.display().to_string(), text))
-        }
-        None => bail!("{}: no record *{kind}; bench/run.sh and bench/encoders.sh make them", dir.display()),
-    }
+    let Some(path) = sorted(folder)?.into_iter().rfind(is_kind) else { return Ok(None) };
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    Ok(Some((path.strip_prefix(root)?.display().to_string(), text)))
 }
 
 /// Replaces what lies between the lines `<!-- name -->` and `<!-- /name -->`.
@@ -80,14 +88,13 @@ fn replace(path: &Path, text: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Drawn, FIGURE, PAGE, root};
+    use super::{drawn, root};
 
     #[test]
-    fn page_and_figure_are_those_of_the_newest_records() {
-        let drawn = Drawn::new(&root()).unwrap();
-        for (path, want) in [(PAGE, drawn.page), (FIGURE, drawn.figure)] {
-            let is = std::fs::read_to_string(root().join(path)).unwrap();
-            assert!(is == want, "{path} is not what `cargo xtask plot` makes of the newest records");
+    fn page_and_figures_are_those_of_the_newest_records() {
+        for (path, want) in drawn(&root()).unwrap() {
+            let is = std::fs::read_to_string(root().join(&path)).unwrap();
+            assert!(is == want, "{} is not what `cargo xtask plot` makes of the newest records", path.display());
         }
     }
 }
