@@ -1,5 +1,6 @@
 //! What calibration remembers of a layer's input: the squared norm of each feature, and the Gram matrix `X·Xᵀ`; and of what
-//! the input was before anything was pruned, `X₀`, its products with the input, `X₀·Xᵀ`.
+//! the input was before anything was pruned, `X₀`, its products with the input, `X₀·Xᵀ`. The latter twice, of everything
+//! and of half of it, which tells how far what is learnt of one half holds for the other.
 
 use std::sync::{Arc, OnceLock};
 
@@ -18,14 +19,24 @@ pub struct Stats {
     square_sums: Vec<f64>,
     /// `[K, K]`, `X·Xᵀ`
     gram: Matrix,
-    /// `[K, K]`, `X₀·Xᵀ`, where the dense input is observed too
-    cross: Option<Matrix>,
-    /// how much of the dense model's outputs there is in what updates aim at, 0 to 1
-    aim: f64,
+    /// where the dense input is observed too
+    beside: Option<Beside>,
     /// who multiplies
     products: Arc<dyn Products>,
     /// made of the rest when an update asks for it
     hessian: OnceLock<Result<Hessian>>,
+}
+
+/// What is remembered of an input beside that of the dense model.
+pub(crate) struct Beside {
+    /// how much of what the layers before have lost updates make up for, 0 to 1
+    pub(crate) aim: f64,
+    /// `[K, K]`, `X₀·Xᵀ`
+    pub(crate) cross: Matrix,
+    /// `[K, K]`, `X·Xᵀ` of the first half of each observation
+    pub(crate) half_gram: Matrix,
+    /// `[K, K]`, `X₀·Xᵀ` of the same
+    pub(crate) half_cross: Matrix,
 }
 
 impl Stats {
@@ -37,17 +48,19 @@ impl Stats {
             sums: zeros.clone(),
             square_sums: zeros,
             gram: Matrix::zeros(features, features),
-            cross: None,
-            aim: 0.0,
+            beside: None,
             products: Arc::new(OnCpu),
             hessian: OnceLock::new(),
         }
     }
 
-    /// Nothing observed yet of an input that is looked at beside that of the dense model. An update then aims at a mix of
-    /// outputs: `aim` of those that the weight gives on the dense input, the rest of those on the input itself. Holds `8 K²` bytes.
+    /// Nothing observed yet of an input that is looked at beside that of the dense model. An update then aims at the outputs
+    /// on the input and `aim` of what they lack of those on the dense input, as far as half of the tokens foretells that
+    /// of the others. Holds `16 K²` bytes.
     pub fn beside_dense(features: usize, aim: f64) -> Self {
-        Self { cross: Some(Matrix::zeros(features, features)), aim, ..Self::new(features) }
+        let zeros = || Matrix::zeros(features, features);
+        let beside = Beside { aim, cross: zeros(), half_gram: zeros(), half_cross: zeros() };
+        Self { beside: Some(beside), ..Self::new(features) }
     }
 
     /// The same, multiplied by something else than the CPU, here and in updates.
@@ -75,9 +88,14 @@ impl Stats {
             *square_sum += x.row(k).iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
         }
         self.products.add_outer(&mut self.gram, x, x)?;
-        match (&mut self.cross, dense) {
+        match (&mut self.beside, dense) {
             (None, None) => Ok(()),
-            (Some(cross), Some(dense)) => self.products.add_outer(cross, dense, x),
+            (Some(beside), Some(dense)) => {
+                self.products.add_outer(&mut beside.cross, dense, x)?;
+                let (x, dense) = (first_half(x), first_half(dense));
+                self.products.add_outer(&mut beside.half_gram, &x, &x)?;
+                self.products.add_outer(&mut beside.half_cross, &dense, &x)
+            }
             _ => panic!("statistics beside the dense model take both inputs, others one"),
         }
     }
@@ -108,13 +126,9 @@ impl Stats {
         &self.gram
     }
 
-    /// `[K, K]`, `aim · X₀·Xᵀ + (1 − aim) · X·Xᵀ`, where the dense input was observed.
-    pub(crate) fn aimed(&self) -> Option<Matrix> {
-        let mut aimed = self.cross.clone()?;
-        for (cross, &own) in aimed.data_mut().iter_mut().zip(self.gram.data()) {
-            *cross = (self.aim * f64::from(*cross) + (1.0 - self.aim) * f64::from(own)) as f32;
-        }
-        Some(aimed)
+    /// What was observed beside the dense model.
+    pub(crate) fn beside(&self) -> Option<&Beside> {
+        self.beside.as_ref()
     }
 
     /// The Hessian of what was observed. Layers that share an input share it.
@@ -131,6 +145,16 @@ impl Stats {
         matmul(product.data_mut(), [a.cols(), 1], 0.0, 1.0, View::of(a), View::of(&self.gram), false);
         product.data().iter().zip(a.data()).map(|(&p, &a)| f64::from(p) * f64::from(a)).sum::<f64>().max(0.0)
     }
+}
+
+/// The first half of the tokens.
+fn first_half(x: &Matrix) -> Matrix {
+    let half = x.cols() / 2;
+    let mut out = Matrix::zeros(x.rows(), half);
+    for k in 0..x.rows() {
+        out.row_mut(k).copy_from_slice(&x.row(k)[..half]);
+    }
+    out
 }
 
 /// `‖A‖²_F`: the energy of weights where nothing is known of the input.

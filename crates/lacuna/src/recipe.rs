@@ -26,8 +26,8 @@ pub struct Recipe {
     pub window: Option<usize>,
     /// what becomes of the kept weights
     pub update: Update,
-    /// how much of the dense model's outputs there is in what an update aims at, 0 to 1; the rest is what the layer's own
-    /// weights make of the pruned model's activations
+    /// how much of what the layers before have lost an update makes up for, 0 to 1, as far as half of the calibration tokens
+    /// foretells that of the others; 0 aims at what the layer's own weights make of the pruned model's activations
     #[serde(default, skip_serializing_if = "is_zero")]
     pub aim: f64,
     /// what a layer has before it in its block when it is calibrated

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use lacuna_core::{Error, Matrix, Result};
 use lacuna_kernels::dense::{View, matmul};
 
+use super::drift;
 use crate::Stats;
 use crate::linalg::Square;
 
@@ -23,9 +24,7 @@ pub struct Hessian {
     scale: Vec<f32>,
     /// `H̃`, `[K, K]`
     scaled: Matrix,
-    /// `λ` in units of `S²`: what the diagonal of `H̃` has of it, `[K]`
-    damping: Vec<f32>,
-    /// what maps a weight to the one whose outputs come closest to those aimed at, `[K, K]`
+    /// what maps a weight to the one whose outputs come closest to those aimed at, `[K, K]`; `None` where that is itself
     retarget: Option<Matrix>,
     inverse_upper: OnceLock<Matrix>,
 }
@@ -35,7 +34,18 @@ impl Hessian {
     ///
     /// Fails if nothing was observed that is not 0, or if statistics are not finite.
     pub fn new(stats: &Stats) -> Result<Self> {
-        let (gram, n) = (stats.gram(), stats.gram().rows());
+        // First, so that what it holds meanwhile is gone before the rest is made.
+        let share = stats.beside().map_or(0.0, |beside| beside.aim * drift::foretold(stats.gram(), beside));
+        let mut hessian = Self::of_gram(stats.gram())?;
+        if let Some(beside) = stats.beside().filter(|_| share > 0.0) {
+            hessian.retarget = Some(drift::retarget(&hessian, stats.gram(), &beside.cross, share));
+        }
+        Ok(hessian)
+    }
+
+    /// Of `X·Xᵀ`.
+    pub(super) fn of_gram(gram: &Matrix) -> Result<Self> {
+        let n = gram.rows();
         let diagonal = |j: usize| f64::from(gram.row(j)[j]);
         let mean = (0..n).map(diagonal).sum::<f64>() / n as f64;
         if !(mean > 0.0 && mean.is_finite()) {
@@ -53,15 +63,8 @@ impl Hessian {
                 *out = scaled_at(i, j) as f32;
             }
         }
-        let mut hessian = Self {
-            damping: scale.iter().map(|s| (damping / (s * s)) as f32).collect(),
-            scale: scale.iter().map(|&s| s as f32).collect(),
-            scaled,
-            retarget: None,
-            inverse_upper: OnceLock::new(),
-        };
-        hessian.retarget = stats.aimed().map(|aimed| hessian.retarget(aimed));
-        Ok(hessian)
+        let scale = scale.iter().map(|&s| s as f32).collect();
+        Ok(Self { scale, scaled, retarget: None, inverse_upper: OnceLock::new() })
     }
 
     /// `K`.
@@ -74,8 +77,13 @@ impl Hessian {
         &self.scaled
     }
 
-    /// `W̃ = W·S` of a weight; where the dense input was observed too, of the weight whose outputs on the input come closest to
-    /// those aimed at: `W·(C + λ·I)·H⁻¹`, `C = aim · X₀·Xᵀ + (1 − aim) · X·Xᵀ`.
+    /// `S`, `[K]`.
+    pub(super) fn scales(&self) -> &[f32] {
+        &self.scale
+    }
+
+    /// `W̃ = W·S` of a weight; where the dense input was observed too, of the [weight](drift::retarget) whose outputs on the input
+    /// come closest to those aimed at.
     pub fn scale(&self, weight: &Matrix) -> Matrix {
         let mut out = match &self.retarget {
             None => weight.clone(),
@@ -124,22 +132,6 @@ impl Hessian {
         }
         // With a diagonal that outweighs everything else nothing is left to fail.
         factor(at(n as f64)).expect("a dominant diagonal is positive definite")
-    }
-
-    /// `(C + λ·I)·H⁻¹ = (C + λ·I)·S⁻¹·H̃⁻¹·S⁻¹`.
-    fn retarget(&self, mut left: Matrix) -> Matrix {
-        let n = self.features();
-        let inverse = self.inverse(0.0);
-        for (i, row) in left.data_mut().chunks_mut(n).enumerate() {
-            row[i] += self.damping[i] * self.scale[i] * self.scale[i];
-            row.iter_mut().zip(&self.scale).for_each(|(c, s)| *c /= s);
-        }
-        let mut out = Matrix::zeros(n, n);
-        matmul(out.data_mut(), [n, 1], 0.0, 1.0, View::of(&left), View::of(&inverse), true);
-        for row in out.data_mut().chunks_mut(n) {
-            row.iter_mut().zip(&self.scale).for_each(|(c, s)| *c /= s);
-        }
-        out
     }
 }
 

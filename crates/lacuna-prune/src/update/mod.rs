@@ -4,6 +4,7 @@
 //! [`Hessian`], all rows at once, in the order in which the rows will be packed.
 
 mod alps;
+mod drift;
 mod dsnot;
 mod hessian;
 mod lsq;

@@ -71,7 +71,7 @@ pub(super) struct Args {
     /// What becomes of the kept weights
     #[arg(long, value_enum, help_heading = RECIPE)]
     update: Option<UpdateName>,
-    /// How much of the dense model's outputs an update aims at, 0 to 1; the rest is the layer's own on what it is given
+    /// How much of what the layers before have lost an update makes up for, 0 to 1
     #[arg(long, value_name = "SHARE", help_heading = RECIPE)]
     aim: Option<f64>,
     /// What a layer has before it in its block when it is calibrated: dense layers (one look a block), or pruned ones

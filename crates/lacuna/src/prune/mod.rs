@@ -320,11 +320,12 @@ impl Job {
         // The dense model runs along with a stream and a block of its own, and its inputs against the others.
         let models = if recipe.aim > 0.0 { 2 } else { 1 };
         let streams = models * (tokens * hidden * 4 + block + 2048 * 4 * (3 * inner + 6 * hidden));
-        // of f32: Gram matrices; the scaled Hessian and what maps to the target; of f64, one after the other: a matrix, its
-        // factor and its inverse
+        // of f32: a Gram matrix, beside the dense model four of its kind; the scaled Hessian and there what maps to the target;
+        // of f64, one after the other: a matrix, its factor and its inverse
+        let grams = if models == 2 { 16 * held } else { 4 * held };
         let (of_inputs, factors) = match recipe.update {
-            Update::None | Update::DsNoT => (4 * models * held, 0),
-            Update::Lsq | Update::SparseGpt | Update::Alps => (8 * models * held, 32 * widest),
+            Update::None | Update::DsNoT => (grams, 0),
+            Update::Lsq | Update::SparseGpt | Update::Alps => (grams + 4 * models * held, 32 * widest),
         };
         // whole copies of a layer at work beside the weight
         let copies = match recipe.update {
