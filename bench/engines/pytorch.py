@@ -57,10 +57,11 @@ class PyTorch:
             return (lambda w: torch.nn.functional.linear(x, w)), list(matrices)
         if variant == "onednn-packed":
             ops = torch.ops.mkldnn
-            return (
-                lambda w: ops._linear_pointwise(x, w, None, "none", [], ""),
-                [ops._reorder_linear_weight(w, tokens) for w in matrices],
-            )
+            try:
+                weights = [ops._reorder_linear_weight(w, tokens) for w in matrices]
+            except RuntimeError as error:  # bf16 on a CPU without AVX-512
+                raise Unsupported(str(error)) from error
+            return (lambda w: ops._linear_pointwise(x, w, None, "none", [], "")), weights
         if variant == "mkl-packed":
             ops = torch.ops.mkl
             return (
