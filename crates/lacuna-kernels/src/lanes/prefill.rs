@@ -43,12 +43,41 @@ pub(super) trait Prefill<I: Isa> {
 pub(super) struct Row<I: Isa, const C: usize> {
     /// spreads the row's lane
     lane: I::I,
+    /// which one that is
+    index: usize,
     /// 8 nibbles of positions or ranks
     codes: [u32; C],
     /// the strip's scales, for integers
     scales: [*const f16; C],
     /// the tokens' scales, for integers
     x_scales: [*const f32; C],
+}
+
+/// One row's float of a strip's. Where registers are too few for a strip's values, they are in memory, and to take one from
+/// there is a load and no shuffle.
+#[inline(always)]
+unsafe fn spread<I: Isa, const C: usize>(values: &I::F, row: &Row<I, C>) -> I::F {
+    // SAFETY: the CPU has the instructions; a vector is as many floats as it has lanes.
+    unsafe {
+        if I::WIDE {
+            I::spread_float(*values, row.lane)
+        } else {
+            I::splat(*std::ptr::from_ref(values).cast::<f32>().add(row.index))
+        }
+    }
+}
+
+/// The same for words.
+#[inline(always)]
+unsafe fn spread_word<I: Isa, const C: usize>(words: &I::I, row: &Row<I, C>) -> I::I {
+    // SAFETY: as in `spread`.
+    unsafe {
+        if I::WIDE {
+            I::spread(*words, row.lane)
+        } else {
+            I::splat_word(*std::ptr::from_ref(words).cast::<u32>().add(row.index))
+        }
+    }
 }
 
 impl<I: Isa, V: FloatValues<I>> Prefill<I> for InF32<V> {
@@ -104,11 +133,11 @@ impl<I: Isa, V: FloatValues<I>> Prefill<I> for InF32<V> {
                     let code = (row.codes[g / CHUNK] >> (g % CHUNK * 4)) as usize;
                     let first = group.add((code & 3) * N * I::LANES);
                     let second = group.add((code >> 2 & 3) * N * I::LANES);
-                    let a = I::spread_float(values[0], row.lane);
+                    let a = spread::<I, C>(&values[0], row);
                     for (i, acc) in acc.iter_mut().enumerate() {
                         *acc = I::fma(a, I::load(first.add(i * I::LANES)), *acc);
                     }
-                    let b = I::spread_float(values[1], row.lane);
+                    let b = spread::<I, C>(&values[1], row);
                     for (i, acc) in acc.iter_mut().enumerate() {
                         *acc = I::fma(b, I::load(second.add(i * I::LANES)), *acc);
                     }
@@ -252,11 +281,11 @@ impl<I: Isa, V: IntValues<I>> Prefill<I> for InInt<V> {
         unsafe {
             for (c, values) in values.iter().enumerate() {
                 let mut acc = [[I::zero_words(); N]; R];
-                for (g, &values) in values.iter().enumerate() {
+                for (g, values) in values.iter().enumerate() {
                     for r in 0..R {
                         let rank = (rows[r].codes[c] >> (g * 4) & 7) as usize;
                         let x = scratch.add(((c * CHUNK + g) * 6 + rank) * N * I::LANES);
-                        let w = I::spread(values, rows[r].lane);
+                        let w = spread_word::<I, C>(values, &rows[r]);
                         for i in 0..N {
                             acc[r][i] = I::dot_i16(acc[r][i], w, I::load_words(x.add(i * I::LANES)));
                         }
@@ -382,7 +411,13 @@ unsafe fn add_chunks<I: Isa, P: Prefill<I>, const N: usize, const C: usize>(
             macro_rules! row {
                 ($next:literal) => {{
                     let codes = chunks.map(|chunk| chunk.add(4 * (lane + $next)).cast::<[u8; 4]>().read());
-                    Row { lane: I::lane(lane + $next), codes: codes.map(u32::from_ne_bytes), scales, x_scales }
+                    Row {
+                        lane: I::lane(lane + $next),
+                        index: lane + $next,
+                        codes: codes.map(u32::from_ne_bytes),
+                        scales,
+                        x_scales,
+                    }
                 }};
             }
             let rows = sums.len() / width;
