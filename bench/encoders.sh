@@ -7,8 +7,8 @@
 #     bench/encoders.sh openvino              # only some
 #
 # BERT-base's and DeiT-base's shapes have random weights; MiniLM-L6 and ViT-Tiny are those of ../shared, left out visibly
-# where that is absent. Rivals run the dense export of the pruned model, so that answers can be compared. THREADS and
-# PYTHON (one with what bench/engines/requirements.txt lists) may be set; both have defaults.
+# where that is absent. Rivals run the dense export of the pruned model, so that answers can be compared. THREADS, PYTHON (one
+# with what bench/engines/requirements.txt lists) and MODELS (some of the four) may be set; all have defaults.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,7 +27,7 @@ record=$folder/$(date -u +%F)-encoders.jsonl
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-for model in bert-base deit-base minilm-l6 vit-tiny; do
+for model in ${MODELS:-bert-base deit-base minilm-l6 vit-tiny}; do
     for type in f32 bf16; do
         case $model in
             *-base) cargo xtask synth --like "$model" --dtype "$type" --output "$work/dense" ;;

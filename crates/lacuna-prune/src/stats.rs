@@ -92,6 +92,10 @@ impl Stats {
             (None, None) => Ok(()),
             (Some(beside), Some(dense)) => {
                 self.products.add_outer(&mut beside.cross, dense, x)?;
+                // One token has no half, and not everything that multiplies takes none.
+                if x.cols() < 2 {
+                    return Ok(());
+                }
                 let (x, dense) = (first_half(x), first_half(dense));
                 self.products.add_outer(&mut beside.half_gram, &x, &x)?;
                 self.products.add_outer(&mut beside.half_cross, &dense, &x)

@@ -114,6 +114,8 @@ mod tests {
         moved.data_mut().iter_mut().zip(noise(24, 480, 2).data()).for_each(|(v, o)| *v += 0.3 * o);
         // 480 tokens of which half teach 24 features: what they learn is one part in ten of pure chance.
         assert!(foretold_of(&x, &moved) < 0.3);
+        // One token cannot be halved: nothing is learnt.
+        assert!(foretold_of(&noise(4, 1, 3), &noise(4, 1, 4)) <= 0.0);
         // Where nothing is lost there is nothing to make up for.
         assert!(foretold_of(&x, &x) <= 0.0);
     }
