@@ -82,8 +82,8 @@ impl Hessian {
         &self.scale
     }
 
-    /// `W̃ = W·S` of a weight; where the dense input was observed too, of the [weight](drift::retarget) whose outputs on the input
-    /// come closest to those aimed at.
+    /// `W̃ = W·S` of a weight; where the dense input was observed too, of the weight whose outputs on the input come closest to
+    /// those aimed at: `W + share · W·(X₀ − X)·Xᵀ·H⁻¹`, the share being that of [`Stats::beside_dense`].
     pub fn scale(&self, weight: &Matrix) -> Matrix {
         let mut out = match &self.retarget {
             None => weight.clone(),
