@@ -58,10 +58,12 @@ class PyTorch:
         if variant == "onednn-packed":
             ops = torch.ops.mkldnn
             try:
-                weights = [ops._reorder_linear_weight(w, tokens) for w in matrices]
-            except RuntimeError as error:  # bf16 on a CPU without AVX-512
-                raise Unsupported(str(error)) from error
-            return (lambda w: ops._linear_pointwise(x, w, None, "none", [], "")), weights
+                packed = [ops._reorder_linear_weight(w, tokens) for w in matrices]
+            except RuntimeError as error:
+                if value_type != "bf16":
+                    raise
+                raise Unsupported(str(error)) from error  # on a CPU without AVX-512
+            return (lambda w: ops._linear_pointwise(x, w, None, "none", [], "")), packed
         if variant == "mkl-packed":
             ops = torch.ops.mkl
             return (

@@ -26,3 +26,10 @@ impl Products for OnCpu {
         Ok(())
     }
 }
+
+/// `a · b`, on all cores.
+pub(crate) fn product(a: &Matrix, b: &Matrix) -> Matrix {
+    let mut out = Matrix::zeros(a.rows(), b.cols());
+    matmul(out.data_mut(), [b.cols(), 1], 0.0, 1.0, View::of(a), View::of(b), true);
+    out
+}

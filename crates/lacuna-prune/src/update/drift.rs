@@ -5,9 +5,9 @@
 //! the correction that lessens the drift of tokens that it was not made from the most.
 
 use lacuna_core::Matrix;
-use lacuna_kernels::dense::{View, matmul};
 
 use super::Hessian;
+use crate::products::product;
 use crate::stats::Beside;
 
 /// Outputs that the correction is judged by: sums of features, each in units of its scale, with random signs.
@@ -15,9 +15,7 @@ const PROBES: usize = 64;
 
 /// `I + share · E·H⁻¹`, `[K, K]`: what maps a weight to the one with so much of the correction.
 pub(super) fn retarget(hessian: &Hessian, gram: &Matrix, cross: &Matrix, share: f64) -> Matrix {
-    let mut drift = cross.clone();
-    drift.data_mut().iter_mut().zip(gram.data()).for_each(|(cross, own)| *cross -= own);
-    let mut out = times_inverse(hessian, drift);
+    let mut out = times_inverse(hessian, less(cross.clone(), gram));
     out.data_mut().iter_mut().for_each(|v| *v *= share as f32);
     for i in 0..out.rows() {
         out.row_mut(i)[i] += 1.0;
@@ -31,10 +29,6 @@ pub(super) fn foretold(gram: &Matrix, beside: &Beside) -> f64 {
     // Where half of the tokens show nothing, nothing can be learnt of them.
     let Ok(hessian) = Hessian::of_gram(&beside.half_gram) else { return 0.0 };
     let probes = probes(hessian.scales());
-    let less = |mut a: Matrix, b: &Matrix| {
-        a.data_mut().iter_mut().zip(b.data()).for_each(|(a, b)| *a -= b);
-        a
-    };
     let drift = |cross: &Matrix, gram: &Matrix| less(product(&probes, cross), &product(&probes, gram));
     let first = drift(&beside.half_cross, &beside.half_gram);
     let second = less(drift(&beside.cross, gram), &first);
@@ -70,10 +64,10 @@ fn probes(scale: &[f32]) -> Matrix {
     probes
 }
 
-fn product(a: &Matrix, b: &Matrix) -> Matrix {
-    let mut out = Matrix::zeros(a.rows(), b.cols());
-    matmul(out.data_mut(), [b.cols(), 1], 0.0, 1.0, View::of(a), View::of(b), true);
-    out
+/// `a − b`.
+fn less(mut a: Matrix, b: &Matrix) -> Matrix {
+    a.data_mut().iter_mut().zip(b.data()).for_each(|(a, b)| *a -= b);
+    a
 }
 
 fn dot(a: &Matrix, b: &Matrix) -> f64 {

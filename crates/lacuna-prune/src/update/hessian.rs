@@ -6,11 +6,11 @@
 use std::sync::OnceLock;
 
 use lacuna_core::{Error, Matrix, Result};
-use lacuna_kernels::dense::{View, matmul};
 
 use super::drift;
 use crate::Stats;
 use crate::linalg::Square;
+use crate::products::product;
 
 /// `λ`, relative to the mean of the diagonal of `X·Xᵀ` (as in SparseGPT, arXiv 2301.00774, section 4).
 const DAMPING: f64 = 0.01;
@@ -87,11 +87,7 @@ impl Hessian {
     pub fn scale(&self, weight: &Matrix) -> Matrix {
         let mut out = match &self.retarget {
             None => weight.clone(),
-            Some(retarget) => {
-                let mut out = Matrix::zeros(weight.rows(), weight.cols());
-                matmul(out.data_mut(), [weight.cols(), 1], 0.0, 1.0, View::of(weight), View::of(retarget), true);
-                out
-            }
+            Some(retarget) => product(weight, retarget),
         };
         for row in out.data_mut().chunks_mut(self.features()) {
             row.iter_mut().zip(&self.scale).for_each(|(w, s)| *w *= s);
