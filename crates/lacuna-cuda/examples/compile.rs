@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use lacuna_cuda::launch::{Architecture, compile};
-use lacuna_cuda::{all, probe_source, source};
+use lacuna_cuda::{Kernel, all, probe_source, source};
 
 const ARCHITECTURES: [Architecture; 4] = [
     Architecture::Machine(8, 0),
@@ -18,7 +18,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(std::env::args().nth(1).ok_or("usage: compile DIRECTORY")?);
     std::fs::create_dir_all(&out)?;
     for architecture in ARCHITECTURES {
-        for (name, text) in [("", source(&all())), ("-probes", probe_source())] {
+        let (Architecture::Machine(major, minor) | Architecture::Portable(major, minor)) = architecture;
+        let kernels: Vec<Kernel> = all().into_iter().filter(|kernel| kernel.runs_on((major, minor))).collect();
+        for (name, text) in [("", source(&kernels)), ("-probes", probe_source())] {
             let started = Instant::now();
             let cubin = compile(&text, architecture)?;
             std::fs::write(out.join(format!("{architecture}{name}.cubin")), &cubin)?;

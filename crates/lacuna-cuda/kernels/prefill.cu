@@ -34,6 +34,8 @@ struct Prefill {
     u32 first_m_tile = blockIdx.x * BLOCK_ROWS / TILE_ROWS + warp / WARPS_ACROSS * M_TILES;
     u32 first_token = blockIdx.y * BLOCK_TOKENS;
     u32 row_tile = blockIdx.x * BLOCK_ROWS / p.row_tile;
+    /// Runs of a strip whose rows share their columns.
+    u32 strip_runs = p.v < STRIP_TILES * TILE_ROWS ? STRIP_TILES * TILE_ROWS / p.v : 1;
     /// This lane's part of what the warp multiplies: of slab 0, and the others behind it.
     const uint4 *values = (const uint4 *)p.values +
                           ((u64)(first_m_tile / STRIP_TILES) * p.slabs * STEPS * STRIP_TILES + first_m_tile % STRIP_TILES) * LANES +
@@ -88,8 +90,9 @@ struct Prefill {
         else *(uint2 *)to = load_constant((const uint2 *)from);
 #pragma unroll
         for (int run = 0; run < RUNS; run++) {
-            u32 row_block = (first_m_tile + run * SHARING) * TILE_ROWS / p.v;
-            places[run] = load_constant(p.places + ((u64)row_block * p.slabs + slab) * LANES + lane);
+            u32 m_tile = first_m_tile + run * SHARING, of_strip = m_tile % STRIP_TILES * TILE_ROWS / p.v;
+            u64 at = ((u64)(m_tile / STRIP_TILES) * p.slabs + slab) * strip_runs + of_strip;
+            places[run] = load_constant(p.places + at * LANES + lane);
         }
     }
 
@@ -137,27 +140,10 @@ struct Prefill {
                 u32 token = first_token + warp_across * WIDTH + chunk * 8;
                 if (row >= p.rows || token >= p.stride) continue;
                 const float *from = tile + row_in_tile * WIDTH + (chunk * 8 ^ (row_in_tile * 8 & (WIDTH - 1)));
-                finish(from, load_constant(p.output_rows + row), token);
+                u32 to = load_constant(p.output_rows + row);
+                finish<Half>(p, from, p.bias ? p.bias[to] : 0.0f, to, token);
             }
         }
-    }
-
-    /// Bias, residual, rounding: once, of 8 tokens of a row.
-    LACUNA_DEVICE void finish(const float *from, u32 row, u32 token) const {
-        float sums[8];
-        *(float4 *)sums = *(const float4 *)from;
-        *(float4 *)(sums + 4) = *(const float4 *)(from + 4);
-        float bias = p.bias ? p.bias[row] : 0.0f;
-        u64 at = (u64)row * p.stride + token;
-        u32 out[4], before[4] = {0, 0, 0, 0};
-        if (p.residual) *(uint4 *)before = *(const uint4 *)(p.residual + at);
-#pragma unroll
-        for (int n = 0; n < 4; n++) {
-            float low = sums[2 * n] + bias, high = sums[2 * n + 1] + bias;
-            if (p.residual) low += Half::widen((u16)before[n]), high += Half::widen((u16)(before[n] >> 16));
-            out[n] = Half::round(low, high);
-        }
-        *(uint4 *)(p.y + at) = uint4{out[0], out[1], out[2], out[3]};
     }
 
     LACUNA_DEVICE void run() const {

@@ -33,8 +33,8 @@ struct Product {
     const u32 *metadata;
     /// f16 [m-tiles, ceil(slabs / slabs_per_scale), 16]; only of integers
     const u16 *scales;
-    /// prefill: place in the slab of a k-row, [row blocks, slabs, lanes], step 0 in the low byte, step 1 in the high one;
-    /// lane l is k-row l
+    /// prefill: place in the slab of a k-row, [strips, slabs, row blocks of a strip, lanes], step 0 in the low byte, step 1
+    /// in the high one; lane l is k-row l
     const u16 *places;
     /// prefill: the column at each place of a slab, [row tiles, slabs, slab_places]
     const u32 *slab_columns;
@@ -63,4 +63,24 @@ struct Product {
     u32 row_tile;
     /// places of a slab: a multiple of 8, at most 256
     u32 slab_places;
+    /// prefill_bulk.cu: stages that there is room for, and blocks that share out the tiles
+    u32 stages;
+    u32 blocks;
 };
+
+/// Bias, residual, rounding: once, of 8 tokens of a row.
+template <class Half> LACUNA_DEVICE void finish(const Product &p, const float *from, float bias, u32 row, u32 token) {
+    float sums[8];
+    *(float4 *)sums = *(const float4 *)from;
+    *(float4 *)(sums + 4) = *(const float4 *)(from + 4);
+    u64 at = (u64)row * p.stride + token;
+    u32 out[4], before[4] = {0, 0, 0, 0};
+    if (p.residual) *(uint4 *)before = *(const uint4 *)(p.residual + at);
+#pragma unroll
+    for (int n = 0; n < 4; n++) {
+        float low = sums[2 * n] + bias, high = sums[2 * n + 1] + bias;
+        if (p.residual) low += Half::widen((u16)before[n]), high += Half::widen((u16)(before[n] >> 16));
+        out[n] = Half::round(low, high);
+    }
+    *(uint4 *)(p.y + at) = uint4{out[0], out[1], out[2], out[3]};
+}

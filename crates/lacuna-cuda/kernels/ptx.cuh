@@ -20,6 +20,13 @@ constexpr int LANES = 32;
         __VA_ARGS__(operands).run();                                                                                   \
     }
 
+/// The same for a kernel whose blocks come in clusters, neighbours down the grid.
+#define LACUNA_CLUSTER_KERNEL(name, threads, cluster, ...)                                                             \
+    extern "C" __global__ void __cluster_dims__(1, cluster, 1) __launch_bounds__(threads, 1)                           \
+        name(const __grid_constant__ __VA_ARGS__::Operands operands) {                                                 \
+        __VA_ARGS__(operands).run();                                                                                   \
+    }
+
 #ifdef LACUNA_HOST
 #include "emulate.hpp"
 #else
@@ -72,6 +79,107 @@ LACUNA_DEVICE uint4 ldmatrix_transposed(u32 row) {
                  : "memory");
     return r;
 }
+
+/// 16 and 2 bytes of shared memory.
+LACUNA_DEVICE uint4 load_shared(u32 from) {
+    uint4 r;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+                 : "r"(from)
+                 : "memory");
+    return r;
+}
+LACUNA_DEVICE u32 load_shared_short(u32 from) {
+    u16 r;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(r) : "r"(from) : "memory");
+    return r;
+}
+/// 16 bytes that no kernel writes meanwhile and nobody will read here again, or zeros.
+LACUNA_DEVICE uint4 load_once(const u16 *from, bool there) {
+    uint4 r;
+    asm volatile("{.reg .pred there;\n\t"
+                 "setp.ne.u32 there, %5, 0;\n\t"
+                 "mov.u32 %0, 0;\n\tmov.u32 %1, 0;\n\tmov.u32 %2, 0;\n\tmov.u32 %3, 0;\n\t"
+                 "@there ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];}"
+                 : "=&r"(r.x), "=&r"(r.y), "=&r"(r.z), "=&r"(r.w)
+                 : "l"(from), "r"((u32)there));
+    return r;
+}
+
+LACUNA_DEVICE void store_shared(u32 to, uint4 x) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
+
+// From sm_90 on. PTX ISA, "mbarrier" and "cp.async.bulk". A phase of a barrier ends when as many have arrived as it was begun
+// with, and as many bytes as were expected; its parity is that of the number of phases before it.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+LACUNA_DEVICE void barrier_begin(u32 barrier, u32 arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+/// Shows barriers that were begun to what copies, and to the cluster.
+LACUNA_DEVICE void barriers_begun() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+/// Arrives, and says how many bytes the phase waits for.
+LACUNA_DEVICE void barrier_expect(u32 barrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+/// Arrives at the same barrier of a block of the cluster.
+template <int CLUSTER> LACUNA_DEVICE void barrier_arrive(u32 barrier, u32 block) {
+    if constexpr (CLUSTER == 1) {
+        asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+    } else {
+        asm volatile("{.reg .u32 there;\n\t"
+                     "mapa.shared::cluster.u32 there, %0, %1;\n\t"
+                     "mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(barrier),
+                     "r"(block)
+                     : "memory");
+    }
+}
+
+/// Arrives when this thread's copies by `cp_async` are done.
+LACUNA_DEVICE void barrier_arrive_after_copies(u32 barrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
+/// Waits for the end of a phase.
+LACUNA_DEVICE void barrier_wait(u32 barrier, u32 parity) {
+    asm volatile("{.reg .pred done;\n"
+                 "again:\n\t"
+                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n\t"
+                 "@!done bra again;}" ::"r"(barrier),
+                 "r"(parity)
+                 : "memory");
+}
+
+/// Begins to copy bytes, a multiple of 16, to shared memory, in a cluster to the same place of every block; each one's
+/// barrier counts them.
+template <int CLUSTER> LACUNA_DEVICE void bulk_copy(u32 to, const void *from, u32 bytes, u32 barrier) {
+    if constexpr (CLUSTER == 1) {
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                     "l"(from), "r"(bytes), "r"(barrier)
+                     : "memory");
+    } else {
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, "
+                     "[%3], %4;" ::"r"(to),
+                     "l"(from), "r"(bytes), "r"(barrier), "h"((u16)((1 << CLUSTER) - 1))
+                     : "memory");
+    }
+}
+
+/// Gives registers of 4 warps back, takes given ones: so many of a thread.
+template <int COUNT> LACUNA_DEVICE void registers_down() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+template <int COUNT> LACUNA_DEVICE void registers_up() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+
+/// Waits for all threads of the cluster.
+template <int CLUSTER> LACUNA_DEVICE void cluster_sync() {
+    if constexpr (CLUSTER == 1) __syncthreads();
+    else asm volatile("barrier.cluster.arrive.relaxed.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
+}
+
+#endif
 
 /// Four bytes of the eight of `low` and `high`, chosen by the nibbles of `choice`.
 LACUNA_DEVICE u32 permute_bytes(u32 low, u32 high, u32 choice) { return __byte_perm(low, high, choice); }

@@ -3,13 +3,14 @@
 
 use lacuna_model::Activation;
 
-use crate::tiles::{Codes, HalfType, SLABS_IN_FLIGHT, TILE_ROWS, Tiles, stride};
+use crate::tiles::{Codes, HalfType, SLABS_IN_FLIGHT, STRIP_ROWS, TILE_ROWS, Tiles, stride};
 
 /// The text of the kernels, by file. Those in `.cu` include those in `.cuh`.
-const SOURCES: [(&str, &str); 10] = [
+const SOURCES: [(&str, &str); 11] = [
     ("ptx.cuh", include_str!("../kernels/ptx.cuh")),
     ("product.cuh", include_str!("../kernels/product.cuh")),
     ("prefill.cu", include_str!("../kernels/prefill.cu")),
+    ("prefill_bulk.cu", include_str!("../kernels/prefill_bulk.cu")),
     ("decode.cu", include_str!("../kernels/decode.cu")),
     ("norm.cu", include_str!("../kernels/norm.cu")),
     ("place.cu", include_str!("../kernels/place.cu")),
@@ -118,11 +119,34 @@ enum Job {
         /// m-tiles that share their columns
         sharing: u32,
     },
+    /// `prefill_bulk.cu`
+    PrefillBulk {
+        /// m-tiles that share their columns
+        sharing: u32,
+        /// blocks of a cluster
+        cluster: u32,
+    },
     Decode {
         codes: Codes,
         m_tiles: u32,
         n_tiles: u32,
     },
+}
+
+/// `prefill_bulk.cu`: rows and tokens of a block, its warps, the most stages, and blocks of a cluster.
+const BULK_ROWS: usize = 256;
+const BULK_TOKENS: usize = 128;
+const BULK_WARPS: u32 = 12;
+const BULK_STAGES: usize = 8;
+const CLUSTERS: [u32; 2] = [2, 1];
+/// Its barriers, and the sums of its 8 multiplying warps on their way out.
+const BULK_FIXED_BYTES: usize = 256 + 8 * 1024;
+
+/// One stage of it, `stage_bytes`, with its two lists.
+fn bulk_stage_bytes(v: usize, slab_places: usize) -> usize {
+    let runs = (STRIP_ROWS / v).max(1);
+    let strip = Codes::Float.slab_bytes() * 4 + LANES as usize * (4 * size_of::<u32>() + runs * size_of::<u16>());
+    BULK_ROWS / STRIP_ROWS * strip + slab_places * (BULK_TOKENS * size_of::<u16>() + 2 * size_of::<u32>())
 }
 
 /// One line of the table.
@@ -177,6 +201,10 @@ impl Kernel {
             Job::Prefill { shape, sharing } => {
                 format!("prefill_{half}_{}x{}_{}", shape.rows(), shape.tokens(), sharing * TILE_ROWS as u32)
             }
+            Job::PrefillBulk { sharing, cluster } => {
+                let shared = sharing * TILE_ROWS as u32;
+                format!("prefill_bulk_{half}_{BULK_ROWS}x{BULK_TOKENS}_{shared}_{cluster}")
+            }
             Job::Decode { codes, m_tiles, n_tiles } => {
                 let (rows, tokens) = (m_tiles * TILE_ROWS as u32, n_tiles * TOKENS);
                 format!("decode_{half}_{}_{rows}x{tokens}", codes.name())
@@ -204,6 +232,11 @@ impl Kernel {
             Job::Prefill { shape: Shape { down, across, m_tiles, n_tiles }, sharing } => {
                 format!("Prefill<{half}, {down}, {across}, {m_tiles}, {n_tiles}, {sharing}>")
             }
+            Job::PrefillBulk { sharing, cluster } => {
+                let (name, threads) = (self.name(), self.threads());
+                let template = format!("PrefillBulk<{half}, {sharing}, {cluster}>");
+                return format!("LACUNA_CLUSTER_KERNEL({name}, {threads}, {cluster}, {template})\n");
+            }
             Job::Decode { codes, m_tiles, n_tiles } => {
                 let values = match codes {
                     Codes::Float => "Floats",
@@ -227,6 +260,7 @@ impl Kernel {
     pub fn threads(self) -> u32 {
         match self.job {
             Job::Prefill { shape, .. } => shape.warps() * LANES,
+            Job::PrefillBulk { .. } => BULK_WARPS * LANES,
             Job::Decode { n_tiles, .. } => decode_warps(n_tiles) * LANES,
             // `THREADS` of each template.
             Job::Place { .. } | Job::Attend { .. } => 128,
@@ -237,7 +271,12 @@ impl Kernel {
 
     /// Whether it is a product.
     pub fn is_product(self) -> bool {
-        matches!(self.job, Job::Prefill { .. } | Job::Decode { .. })
+        matches!(self.job, Job::Prefill { .. } | Job::PrefillBulk { .. } | Job::Decode { .. })
+    }
+
+    /// Whether GPUs of a compute capability have what it takes.
+    pub fn runs_on(self, capability: (u32, u32)) -> bool {
+        !matches!(self.job, Job::PrefillBulk { .. }) || capability >= (9, 0)
     }
 
     /// What it multiplies.
@@ -249,6 +288,7 @@ impl Kernel {
     fn file(self) -> &'static str {
         match self.job {
             Job::Prefill { .. } => "prefill.cu",
+            Job::PrefillBulk { .. } => "prefill_bulk.cu",
             Job::Decode { .. } => "decode.cu",
             Job::Norm { .. } => "norm.cu",
             Job::Place { .. } => "place.cu",
@@ -266,6 +306,9 @@ pub fn all() -> Vec<Kernel> {
         for shape in SHAPES {
             let sharing = [4, 2, 1].into_iter().filter(|&sharing| sharing <= shape.m_tiles);
             kernels.extend(sharing.map(|sharing| Kernel { half, job: Job::Prefill { shape, sharing } }));
+        }
+        for cluster in CLUSTERS {
+            kernels.extend([4, 2, 1].map(|sharing| Kernel { half, job: Job::PrefillBulk { sharing, cluster } }));
         }
         for codes in [Codes::Float, Codes::Int8, Codes::Int4] {
             for m_tiles in [2, 1] {
@@ -323,6 +366,8 @@ pub struct Limits {
     pub shared_bytes: usize,
     /// multiprocessors
     pub multiprocessors: usize,
+    /// whether it has bulk copies and clusters: sm_90 on
+    pub bulk: bool,
 }
 
 /// A kernel and its grid.
@@ -334,6 +379,31 @@ pub struct Launch {
     pub blocks: [u32; 2],
     /// Dynamic shared memory of a block.
     pub shared_bytes: u32,
+    /// Stages of a prefill kernel with bulk copies.
+    pub stages: usize,
+}
+
+/// Blocks with warps that fetch, where the GPU has bulk copies, the weight row tiles as high, and most multiprocessors get
+/// a tile of y.
+fn bulk(tiles: &Tiles, tokens: usize, limits: Limits) -> Option<Launch> {
+    let (down, across) = (tiles.rows().div_ceil(BULK_ROWS), stride(tokens).div_ceil(BULK_TOKENS));
+    let fills = 4 * down * across >= 3 * limits.multiprocessors;
+    if !limits.bulk || !fills || !tiles.row_tile().is_multiple_of(BULK_ROWS) {
+        return None;
+    }
+    let stage = bulk_stage_bytes(tiles.v(), tiles.slab_places());
+    let stages = (limits.shared_bytes.saturating_sub(BULK_FIXED_BYTES) / stage).min(BULK_STAGES);
+    if stages < 2 {
+        return None;
+    }
+    let cluster = CLUSTERS.into_iter().find(|&cluster| across.is_multiple_of(cluster as usize))?;
+    let clusters = (down * across).min(limits.multiprocessors) / cluster as usize;
+    Some(Launch {
+        kernel: Kernel { half: tiles.half(), job: Job::PrefillBulk { sharing: tiles.sharing() as u32, cluster } },
+        blocks: [clusters.max(1) as u32, cluster],
+        shared_bytes: (BULK_FIXED_BYTES + stages * stage) as u32,
+        stages,
+    })
 }
 
 /// How a weight multiplies so many tokens: up to half a million of them, where a grid ends.
@@ -347,7 +417,11 @@ pub fn choose(tiles: &Tiles, tokens: usize, limits: Limits) -> Launch {
             kernel: Kernel { half: tiles.half(), job: Job::Decode { codes: tiles.codes(), m_tiles, n_tiles } },
             blocks: [tiles.rows().div_ceil(rows) as u32, tokens.div_ceil(width) as u32],
             shared_bytes: decode_warps(n_tiles) * (rows * width * size_of::<f32>()) as u32,
+            stages: 0,
         };
+    }
+    if let Some(launch) = bulk(tiles, tokens, limits) {
+        return launch;
     }
     let launch = |shape: Shape| Launch {
         kernel: Kernel { half: tiles.half(), job: Job::Prefill { shape, sharing: sharing.min(shape.m_tiles) } },
@@ -356,6 +430,7 @@ pub fn choose(tiles: &Tiles, tokens: usize, limits: Limits) -> Launch {
             stride(tokens).div_ceil(shape.tokens() as usize) as u32,
         ],
         shared_bytes: shape.shared_bytes(tiles.slab_places()),
+        stages: 0,
     };
     // Smaller blocks fetch more for each product, but most multiprocessors should have one.
     let fitting = SHAPES.into_iter().filter(|shape| {

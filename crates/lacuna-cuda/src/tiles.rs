@@ -14,6 +14,7 @@ pub const NO_COLUMN: u32 = u32::MAX;
 pub(crate) const TILE_ROWS: usize = 16;
 /// m-tiles of a strip.
 const STRIP_TILES: usize = 4;
+pub(crate) const STRIP_ROWS: usize = STRIP_TILES * TILE_ROWS;
 /// Chunks (groups) of a step, and steps of a slab.
 const CHUNKS: usize = 8;
 const STEPS: usize = 2;
@@ -87,6 +88,11 @@ impl Codes {
             Self::Int8 => "int8",
             Self::Int4 => "int4",
         }
+    }
+
+    /// Bytes of an m-tile in a slab.
+    pub(crate) fn slab_bytes(self) -> usize {
+        STEPS * LANES * self.lane_bytes()
     }
 
     /// Bytes that a lane has of a step.
@@ -200,16 +206,26 @@ impl Tiles {
     fn fill_slabs(&mut self, k_rows: &KRows, slabs: &[Vec<banks::Slab>]) {
         let row_tiles = slabs.len();
         self.buffers.slab_columns = vec![NO_COLUMN; row_tiles * self.slabs * self.slab_places];
-        // Rows past the last belong to row blocks past the last.
-        let blocks = self.rows.next_multiple_of(self.row_tile).div_ceil(self.v);
-        self.buffers.places = vec![0; blocks * self.slabs * LANES];
+        // Strips of rows past the last, or of a row block with others, have places too.
+        let strips = self.rows.next_multiple_of(self.row_tile) / STRIP_ROWS;
+        let runs = (STRIP_ROWS / self.v).max(1);
+        self.buffers.places = vec![0; strips * self.slabs * runs * LANES];
         for (tile, slabs) in slabs.iter().enumerate() {
             let blocks = k_rows.blocks_of(tile, self.row_tile, self.rows, self.v);
             for (s, slab) in slabs.iter().enumerate() {
                 let at = (tile * self.slabs + s) * self.slab_places;
                 self.buffers.slab_columns[at..at + slab.columns.len()].copy_from_slice(&slab.columns);
-                for (block, places) in blocks.clone().zip(&slab.places) {
-                    let lanes = &mut self.buffers.places[(block * self.slabs + s) * LANES..][..LANES];
+            }
+            let first = tile * self.row_tile / STRIP_ROWS;
+            for (strip, run) in (first..first + self.row_tile / STRIP_ROWS).flat_map(|s| (0..runs).map(move |r| (s, r)))
+            {
+                let block = (strip * STRIP_ROWS + run * self.v.min(STRIP_ROWS)) / self.v;
+                if !blocks.contains(&block) {
+                    continue;
+                }
+                for (s, slab) in slabs.iter().enumerate() {
+                    let places = &slab.places[block - blocks.start];
+                    let lanes = &mut self.buffers.places[((strip * self.slabs + s) * runs + run) * LANES..][..LANES];
                     for (lane, out) in lanes.iter_mut().enumerate() {
                         *out = u16::from_le_bytes([places[lane], places[lane + LANES]]);
                     }
@@ -288,7 +304,7 @@ impl Tiles {
         &self.buffers.scales
     }
 
-    /// `[row blocks, slabs, lanes]`
+    /// `[strips, slabs, row blocks of a strip, lanes]`
     pub fn places(&self) -> &[u16] {
         &self.buffers.places
     }

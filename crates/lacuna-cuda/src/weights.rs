@@ -112,7 +112,9 @@ impl Sparse {
             .number(tiles.slabs())
             .number(tiles.slabs_per_scale())
             .number(tiles.row_tile())
-            .number(tiles.slab_places());
+            .number(tiles.slab_places())
+            .number(launch.stages)
+            .number(launch.blocks[0] as usize);
         machine.launch(&Call {
             kernel: launch.kernel,
             blocks: launch.blocks,

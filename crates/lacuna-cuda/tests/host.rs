@@ -20,10 +20,14 @@ use emulator::Emulator;
 use values::VALUES;
 
 /// A large GPU that is soon full, so that the largest blocks run; a small one that is never full.
-const FULL: Limits = Limits { shared_bytes: 227 << 10, multiprocessors: 1 };
-const EMPTY: Limits = Limits { shared_bytes: 99 << 10, multiprocessors: 10_000 };
+const FULL: Limits = Limits { shared_bytes: 227 << 10, multiprocessors: 1, bulk: false };
+const EMPTY: Limits = Limits { shared_bytes: 99 << 10, multiprocessors: 10_000, bulk: false };
 /// In between: blocks of 128 rows.
-const NARROW: Limits = Limits { shared_bytes: 56 << 10, multiprocessors: 1 };
+const NARROW: Limits = Limits { shared_bytes: 56 << 10, multiprocessors: 1, bulk: false };
+
+/// With bulk copies: one block that takes all tiles, and clusters of which each takes few.
+const BULK: Limits = Limits { shared_bytes: 227 << 10, multiprocessors: 1, bulk: true };
+const BULK_WIDE: Limits = Limits { shared_bytes: 227 << 10, multiprocessors: 4, bulk: true };
 
 thread_local! {
     static EMULATOR: Option<Emulator> = Emulator::start(FULL);
@@ -202,6 +206,19 @@ fn kernels_agree_with_the_oracle_for_every_type_of_values() {
 }
 
 #[test]
+fn fetching_warps_agree_with_the_oracle() {
+    for v in [16, 32, 64, 128, 256] {
+        for (i, m) in [4, 7, 8, 16, 33].into_iter().enumerate() {
+            check(&format!("{v}:2:{m}"), [300, 131 + 200 * (i % 2), [70, 129, 264][i % 3]], VALUES[i % 2], BULK);
+            check(&format!("{v}:2:{m}"), [520 + i, 277, [130, 200, 80][i % 3]], VALUES[(i + 1) % 2], BULK_WIDE);
+        }
+    }
+    for (pattern, cols) in [("64:2:8@all", 300), ("64:2:8", 8), ("64:2:8", 1300)] {
+        check(pattern, [200, cols, 100], VALUES[0], BULK);
+    }
+}
+
+#[test]
 fn every_kernel_is_chosen_for_something() {
     if emulator::program().is_none() {
         return;
@@ -217,6 +234,8 @@ fn every_kernel_is_chosen_for_something() {
                 (300, 70, NARROW),
                 (128, 70, FULL),
                 (60, 70, EMPTY),
+                (300, 70, BULK),
+                (300, 130, BULK),
             ] {
                 let kernel = check(&format!("{v}:2:8"), [rows, 130, tokens], values, limits);
                 seen.extend(kernel.map(Kernel::name));

@@ -21,7 +21,7 @@ use lacuna_format::Checkpoint;
 use lacuna_model::{Config, DecoderConfig, PackedAs, Sample, Sequences, family};
 use reference::{difference, reference, rms, tolerance};
 
-const LIMITS: Limits = Limits { shared_bytes: 99 << 10, multiprocessors: 20 };
+const LIMITS: Limits = Limits { shared_bytes: 99 << 10, multiprocessors: 20, bulk: false };
 
 /// Holds a result against the exact one, by [`tolerance`] of what rounding the stream between blocks does to it.
 fn check(got: &Matrix, exact: &Matrix, rounded: &Matrix, what: &str) {

@@ -20,7 +20,7 @@ use lacuna_model::{Activation, BlockConfig, PackedAs, RopeConfig, Sequences, fam
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-const LIMITS: Limits = Limits { shared_bytes: 99 << 10, multiprocessors: 20 };
+const LIMITS: Limits = Limits { shared_bytes: 99 << 10, multiprocessors: 20, bulk: false };
 const HALVES: [HalfType; 2] = [HalfType::F16, HalfType::Bf16];
 /// Relative error of one operation in f32; `expf`, `erfcf` and the like are off by up to 8 of them.
 const EPSILON: f64 = f32::EPSILON as f64;

@@ -11,14 +11,15 @@ use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-const LARGE: Limits = Limits { shared_bytes: 227 << 10, multiprocessors: 132 };
-const SMALL: Limits = Limits { shared_bytes: 99 << 10, multiprocessors: 20 };
+const LARGE: Limits = Limits { shared_bytes: 227 << 10, multiprocessors: 132, bulk: false };
+const SMALL: Limits = Limits { shared_bytes: 99 << 10, multiprocessors: 20, bulk: false };
 
 /// How a kernel finds the column of k-row `k` of a slab.
 type FindColumn = fn(&Tiles, usize, usize, usize) -> u32;
 
 fn prefill_column(tiles: &Tiles, row: usize, slab: usize, k: usize) -> u32 {
-    let places = tiles.places()[(row / tiles.v() * tiles.slabs() + slab) * 32 + k % 32];
+    let (runs, of_strip) = ((64 / tiles.v()).max(1), row % 64 / tiles.v());
+    let places = tiles.places()[((row / 64 * tiles.slabs() + slab) * runs + of_strip) * 32 + k % 32];
     let place = usize::from(places.to_le_bytes()[k / 32]);
     tiles.slab_columns()[(row / tiles.row_tile() * tiles.slabs() + slab) * tiles.slab_places() + place]
 }

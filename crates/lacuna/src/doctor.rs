@@ -99,7 +99,7 @@ mod tests {
             capability,
             memory: 80 << 30,
             cache: 1 << 20,
-            limits: Limits { shared_bytes: 99 << 10, multiprocessors: 100 },
+            limits: Limits { shared_bytes: 99 << 10, multiprocessors: 100, bulk: false },
         };
         let found = Found {
             driver: Some((12, 2)),

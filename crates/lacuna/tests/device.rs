@@ -25,7 +25,7 @@ use lacuna_model::{Execution, Sampling, family};
 use lacuna_prune::Update;
 use serde_json::{Value, json};
 
-const LIMITS: Limits = Limits { shared_bytes: 99 << 10, multiprocessors: 20 };
+const LIMITS: Limits = Limits { shared_bytes: 99 << 10, multiprocessors: 20, bulk: false };
 
 fn emulated() -> Option<Device> {
     Some(Device::Cuda(Arc::new(Emulator::start(LIMITS)?)))

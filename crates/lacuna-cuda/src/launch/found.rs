@@ -92,6 +92,7 @@ pub(super) fn describe(context: &Arc<CudaContext>) -> Result<Gpu, cudarc::driver
         limits: Limits {
             shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            bulk: major >= 9,
         },
     })
 }

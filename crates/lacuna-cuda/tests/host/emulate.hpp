@@ -3,8 +3,10 @@
 // A thread of the GPU is a fiber; a block of threads takes turns on one thread of the CPU. What a warp does together
 // (mma.sp, ldmatrix) happens when its 32 lanes have arrived: each leaves its operands in an array of 32, the last one
 // computes for all. Two orders of turns and two moments for cp.async show what a missing barrier would do:
-//   late    a copy is done when its thread waits for it, and the first warp and lane run first
+//   late    a copy is done when its thread waits for it, or when nothing else can be done, and the first warp and lane run
+//           first
 //   eager   a copy is done when it is issued, and the last warp and lane run first
+// The blocks of a cluster run side by side.
 // Shared memory begins as NaN. mma.sp refuses metadata that PTX calls undefined, ldmatrix and cp.async addresses that are
 // not multiples of 16 or lie outside; memory of the device ends at a page that may not be touched.
 #pragma once
@@ -16,7 +18,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -24,6 +28,7 @@
 #define __global__
 #define __grid_constant__
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 
 struct uint2 { u32 x, y; };
 struct alignas(16) uint4 { u32 x, y, z, w; };
@@ -46,6 +51,17 @@ struct Party {
     const char *doing = nullptr;
 };
 
+/// An mbarrier.
+struct Barrier {
+    int count = 0, pending = 0;
+    long bytes = 0;
+    unsigned phase = 0;
+    void settle() {
+        if (pending < 0) fail("more arrive at a barrier than it was begun with");
+        if (pending == 0 && bytes == 0) phase++, pending = count;
+    }
+};
+
 struct Copy {
     u32 to;
     const void *from;
@@ -63,6 +79,8 @@ struct Fiber {
     bool done = false;
     Party *waits_for = nullptr;
     unsigned round = 0;
+    const Barrier *barrier = nullptr;
+    unsigned parity = 0;
     std::vector<Copy> copies;
     int groups = 0;
 };
@@ -81,15 +99,21 @@ struct Block {
     std::vector<Fiber> fibers;
     std::vector<Warp> warps;
     Party party;
+    std::map<u32, Barrier> barriers;
     std::vector<u8> shared;
     Index index;
-    bool eager = false;
     jmp_buf scheduler;
     Fiber *now = nullptr;
     std::function<void()> kernel;
 };
 
+/// Whose turn it is, those of its cluster, and what all of them meet at.
 inline Block *block = nullptr;
+inline std::vector<Block> cluster;
+inline Party cluster_party;
+inline bool eager = false;
+/// What is done when nothing else can be.
+inline std::deque<std::function<void()>> deferred;
 
 inline u8 *aligned_shared() { return (u8 *)(((uintptr_t)block->shared.data() + 127) & ~(uintptr_t)127); }
 inline size_t shared_bytes() { return block->shared.size() - 128; }
@@ -139,18 +163,42 @@ inline void perform(const Copy &copy) {
     else std::memset(shared_at(copy.to), 0, 16);
 }
 
+/// Now, or when nothing else can be done.
+template <class F> void some_time(F action) {
+    Block *of = block;
+    auto there = [of, action] {
+        Block *before = block;
+        block = of;
+        action();
+        block = before;
+    };
+    if (eager) there();
+    else deferred.push_back(there);
+}
+
+inline Barrier &barrier_at(Block &of, u32 address) {
+    auto found = of.barriers.find(address);
+    if (found == of.barriers.end()) fail("a barrier that was not begun");
+    return found->second;
+}
+
 inline void run_fiber() {
     block->kernel();
     block->now->done = true;
     yield();
 }
 
+inline bool waits(const Fiber &fiber) {
+    return fiber.done || (fiber.waits_for && fiber.waits_for->round == fiber.round) ||
+           (fiber.barrier && fiber.barrier->phase % 2 == fiber.parity);
+}
+
 /// Gives each lane of a warp that can run a turn; says how many ran.
-inline int run_warp(Block &b, Fiber *first, int &left) {
+inline int run_warp(Fiber *first, int &left) {
     int ran = 0;
     for (int i = 0; i < LANES; i++) {
-        Fiber &fiber = first[b.eager ? LANES - 1 - i : i];
-        if (fiber.done || (fiber.waits_for && fiber.waits_for->round == fiber.round)) continue;
+        Fiber &fiber = first[eager ? LANES - 1 - i : i];
+        if (waits(fiber)) continue;
         ran++;
         resume(fiber);
         if (fiber.done) left--;
@@ -158,11 +206,11 @@ inline int run_warp(Block &b, Fiber *first, int &left) {
     return ran;
 }
 
-/// Runs one block of threads to its end.
-inline void run_block(Block &b, int threads, size_t shared) {
-    block = &b;
+/// Brings a block of threads to its beginning.
+inline void begin_block(Block &b, int threads, size_t shared) {
     b.shared.assign(shared + 128, 0xff);
     b.party = Party{threads};
+    b.barriers.clear();
     b.warps.assign(threads / LANES, Warp{});
     for (Warp &w : b.warps) w.party.size = LANES;
     b.fibers.resize(threads);
@@ -172,6 +220,7 @@ inline void run_block(Block &b, int threads, size_t shared) {
         fiber.thread.x = i;
         fiber.done = fiber.begun = false;
         fiber.waits_for = nullptr;
+        fiber.barrier = nullptr;
         fiber.copies.clear();
         fiber.groups = 0;
         getcontext(&fiber.context);
@@ -180,15 +229,29 @@ inline void run_block(Block &b, int threads, size_t shared) {
         fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, run_fiber, 0);
     }
+}
+
+/// Runs the blocks of a cluster to their end.
+inline void run_cluster(int threads, size_t shared) {
+    for (Block &b : cluster) begin_block(b, threads, shared);
+    cluster_party = Party{threads * (int)cluster.size()};
     // A warp runs until it waits for another one, so that warps are as far apart as barriers let them be.
-    for (int left = threads, warps = threads / LANES; left > 0;) {
+    for (int left = threads * cluster.size(), warps = threads / LANES; left > 0;) {
         bool moved = false;
-        for (int w = 0; w < warps; w++) {
-            Fiber *first = &b.fibers[(b.eager ? warps - 1 - w : w) * LANES];
-            while (int ran = run_warp(b, first, left)) moved |= ran > 0;
+        for (Block &b : cluster) {
+            block = &b;
+            for (int w = 0; w < warps; w++) {
+                Fiber *first = &b.fibers[(eager ? warps - 1 - w : w) * LANES];
+                while (int ran = run_warp(first, left)) moved |= ran > 0;
+            }
         }
-        if (!moved) fail("threads wait for each other for ever");
+        if (moved) continue;
+        if (deferred.empty()) fail("threads wait for each other for ever");
+        auto action = deferred.front();
+        deferred.pop_front();
+        action();
     }
+    if (!deferred.empty()) fail("a block ends before its copies do");
 }
 
 inline u32 float_bits(float x) {
@@ -258,7 +321,7 @@ inline const u16 *row_at(const u16 *first, u32 row, u32 bytes) {
 inline void cp_async(u32 to, const void *from, bool there) {
     emulate::Fiber &me = *emulate::block->now;
     emulate::Copy copy{to, from, there, me.groups};
-    if (emulate::block->eager) emulate::perform(copy);
+    if (emulate::eager) emulate::perform(copy);
     else me.copies.push_back(copy);
 }
 inline void cp_async_commit() { emulate::block->now->groups++; }
@@ -270,6 +333,75 @@ template <int PENDING> void cp_async_wait() {
         else later.push_back(copy);
     }
     me.copies = later;
+}
+
+inline uint4 load_shared(u32 from) {
+    uint4 r;
+    std::memcpy(&r, emulate::shared_at(from), sizeof r);
+    return r;
+}
+inline u32 load_shared_short(u32 from) {
+    u16 r;
+    std::memcpy(&r, emulate::shared_at(from & ~15u) + from % 16, sizeof r);
+    return r;
+}
+inline void store_shared(u32 to, uint4 x) { std::memcpy(emulate::shared_at(to), &x, sizeof x); }
+
+inline uint4 load_once(const u16 *from, bool there) { return there ? load_constant((const uint4 *)from) : uint4{}; }
+
+inline void barrier_begin(u32 barrier, u32 arrivals) {
+    if (barrier % 8 != 0) emulate::fail("the address of a barrier is no multiple of 8");
+    emulate::block->barriers[barrier] = emulate::Barrier{(int)arrivals, (int)arrivals, 0, 0};
+}
+inline void barriers_begun() {}
+inline void barrier_expect(u32 barrier, u32 bytes) {
+    emulate::Barrier &b = emulate::barrier_at(*emulate::block, barrier);
+    b.pending--;
+    b.bytes += bytes;
+    b.settle();
+}
+template <int CLUSTER> void barrier_arrive(u32 barrier, u32 block) {
+    emulate::Barrier &b = emulate::barrier_at(CLUSTER == 1 ? *emulate::block : emulate::cluster.at(block), barrier);
+    b.pending--;
+    b.settle();
+}
+inline void barrier_arrive_after_copies(u32 barrier) {
+    emulate::some_time([barrier, copies = std::move(emulate::block->now->copies)] {
+        for (const emulate::Copy &copy : copies) emulate::perform(copy);
+        barrier_arrive<1>(barrier, 0);
+    });
+    emulate::block->now->copies.clear();
+}
+inline void barrier_wait(u32 barrier, u32 parity) {
+    emulate::Fiber &me = *emulate::block->now;
+    me.barrier = &emulate::barrier_at(*emulate::block, barrier);
+    me.parity = parity;
+    if (emulate::waits(me)) emulate::yield();
+    me.barrier = nullptr;
+}
+template <int CLUSTER> void bulk_copy(u32 to, const void *from, u32 bytes, u32 barrier) {
+    if ((uintptr_t)from % 16 != 0 || bytes % 16 != 0 || bytes == 0) emulate::fail("a bulk copy of no multiple of 16 bytes");
+    emulate::some_time([=] {
+        auto perform = [=](emulate::Block &there) {
+            emulate::block = &there;
+            std::memcpy(emulate::shared_at(to + bytes - 16) + 16 - bytes, from, bytes);
+            emulate::Barrier &b = emulate::barrier_at(there, barrier);
+            b.bytes -= bytes;
+            b.settle();
+        };
+        emulate::Block *before = emulate::block;
+        if (CLUSTER == 1) perform(*before);
+        else for (emulate::Block &there : emulate::cluster) perform(there);
+        emulate::block = before;
+    });
+}
+template <int COUNT> void registers_down() {
+    emulate::meet(emulate::warp().party, "setmaxnreg", [] {});
+}
+template <int COUNT> void registers_up() { registers_down<COUNT>(); }
+template <int CLUSTER> void cluster_sync() {
+    if (CLUSTER == 1) __syncthreads();
+    else emulate::meet(emulate::cluster_party, "barrier.cluster", [] {});
 }
 
 inline uint4 ldmatrix_transposed(u32 row) {

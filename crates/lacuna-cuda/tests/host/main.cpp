@@ -18,9 +18,10 @@
 #include "norm.cu"
 #include "place.cu"
 #include "prefill.cu"
+#include "prefill_bulk.cu"
 #include "tokens.cu"
 
-// LACUNA_KERNEL of every kernel, written by tests/support/emulator.rs.
+// LACUNA_KERNEL or LACUNA_CLUSTER_KERNEL of every kernel, written by tests/support/emulator.rs.
 #include "kernels.inc"
 
 #include <sys/mman.h>
@@ -142,7 +143,13 @@ template <class Operands, void (*KERNEL)(Operands)> void run(const std::vector<u
     KERNEL(operands);
 }
 
-void command_launch(emulate::Block &block, const std::map<std::string, Run> &kernels) {
+struct Kernel {
+    Run run;
+    /// blocks of a cluster
+    u32 cluster;
+};
+
+void command_launch(const std::map<std::string, Kernel> &kernels) {
     char name[65] = {};
     must_read(name, 64);
     u32 threads = number<u32>(), across = number<u32>(), down = number<u32>(), shared = number<u32>();
@@ -150,11 +157,14 @@ void command_launch(emulate::Block &block, const std::map<std::string, Run> &ker
     must_read(operands.data(), operands.size());
     auto kernel = kernels.find(name);
     if (kernel == kernels.end()) emulate::fail((std::string("no kernel ") + name).c_str());
-    block.kernel = [&] { kernel->second(operands); };
-    for (u32 j = 0; j < down; j++) {
+    u32 cluster = kernel->second.cluster;
+    if (down % cluster != 0) emulate::fail("a cluster that breaks off");
+    emulate::cluster.resize(cluster);
+    for (emulate::Block &block : emulate::cluster) block.kernel = [&] { kernel->second.run(operands); };
+    for (u32 j = 0; j < down; j += cluster) {
         for (u32 i = 0; i < across; i++) {
-            block.index = emulate::Index{i, j, 0};
-            emulate::run_block(block, threads, shared);
+            for (u32 n = 0; n < cluster; n++) emulate::cluster[n].index = emulate::Index{i, j + n, 0};
+            emulate::run_cluster(threads, shared);
         }
     }
 }
@@ -162,11 +172,12 @@ void command_launch(emulate::Block &block, const std::map<std::string, Run> &ker
 } // namespace
 
 int main() {
-    std::map<std::string, Run> kernels;
+    std::map<std::string, Kernel> kernels;
 #undef LACUNA_KERNEL
-#define LACUNA_KERNEL(name, threads, ...) kernels[#name] = run<__VA_ARGS__::Operands, name>;
+#undef LACUNA_CLUSTER_KERNEL
+#define LACUNA_KERNEL(name, threads, ...) kernels[#name] = {run<__VA_ARGS__::Operands, name>, 1};
+#define LACUNA_CLUSTER_KERNEL(name, threads, cluster, ...) kernels[#name] = {run<__VA_ARGS__::Operands, name>, cluster};
 #include "kernels.inc"
-    emulate::Block block;
     u8 command;
     while (read_all(&command, 1)) {
         switch (command) {
@@ -174,8 +185,8 @@ int main() {
         case 'F': memory.erase(number<u64>()); break;
         case 'W': command_write(); break;
         case 'R': command_read(); break;
-        case 'E': block.eager = number<u32>() != 0; break;
-        case 'L': command_launch(block, kernels); break;
+        case 'E': emulate::eager = number<u32>() != 0; break;
+        case 'L': command_launch(kernels); break;
         case 'D': command_dense(); break;
         case 'G': command_outer(); break;
         default: emulate::fail("no such command");
