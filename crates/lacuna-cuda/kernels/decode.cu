@@ -1,20 +1,24 @@
-// Few tokens: decoding. Time is the bytes of the weight, each of which is read once, so there is no shared memory for x:
-// it stays in the first cache, and lanes gather B's registers from there. A block of threads computes a strip of 16 or 32
-// rows; its warps share out the slabs of K and add up in shared memory at the end, in one order: results do not depend on
-// timing. Tokens beyond the last are zero; further tokens than 32 read the weight again.
+// Few tokens: decoding. Time is the bytes of the weight, each of which is read once, and how long it takes until the first are
+// there. A block of threads computes a strip of 16 or 32 rows; its warps share out the slabs and add up in shared memory at
+// the end, in one order: results do not depend on timing. Each warp copies its slabs to shared memory of its own, the first
+// of them while the kernel before still runs; x stays in the first cache, where lanes gather B's registers from. Tokens
+// beyond the last are zero; further tokens than 32 read the weight again.
 //
 // Integers become 16-bit floats exactly, in registers; what a slab gives is multiplied by its scale in f32.
 #include "product.cuh"
 
-/// The values of one m-tile and slab, in the type of the activations. `BYTES` is what a strip has of a slab.
+/// The values of one m-tile and slab, in the type of the activations. `BYTES` is what a strip has of a slab, `RUNS` in how
+/// many runs of all its m-tiles that lies.
 template <class Half> struct Floats {
     static constexpr bool SCALED = false;
     static constexpr u32 BYTES = STEPS * STRIP_TILES * LANES * sizeof(uint4);
+    static constexpr u32 RUNS = STEPS;
     uint4 steps[STEPS];
-    LACUNA_DEVICE void load(const u8 *strip, u32 m_tile, int lane) {
+    /// `tiles` m-tiles lie there.
+    LACUNA_DEVICE void load(const u8 *slab, int tiles, int m_tile, int lane) {
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
-            steps[step] = load_constant((const uint4 *)strip + (step * STRIP_TILES + m_tile) * LANES + lane);
+            steps[step] = *((const uint4 *)slab + (step * tiles + m_tile) * LANES + lane);
         }
     }
     LACUNA_DEVICE uint4 fragment(int step) const { return steps[step]; }
@@ -24,9 +28,10 @@ template <class Half> struct Floats {
 template <class Half> struct Int8 {
     static constexpr bool SCALED = true;
     static constexpr u32 BYTES = STRIP_TILES * LANES * sizeof(uint4);
+    static constexpr u32 RUNS = 1;
     uint4 codes;
-    LACUNA_DEVICE void load(const u8 *strip, u32 m_tile, int lane) {
-        codes = load_constant((const uint4 *)strip + m_tile * LANES + lane);
+    LACUNA_DEVICE void load(const u8 *slab, int, int m_tile, int lane) {
+        codes = *((const uint4 *)slab + m_tile * LANES + lane);
     }
     /// The byte in the mantissa of 2^23 is an exact f32.
     static LACUNA_DEVICE float code(u32 bytes, int i) {
@@ -43,9 +48,10 @@ template <class Half> struct Int8 {
 template <class Half> struct Int4 {
     static constexpr bool SCALED = true;
     static constexpr u32 BYTES = STRIP_TILES * LANES * sizeof(uint2);
+    static constexpr u32 RUNS = 1;
     uint2 codes;
-    LACUNA_DEVICE void load(const u8 *strip, u32 m_tile, int lane) {
-        codes = load_constant((const uint2 *)strip + m_tile * LANES + lane);
+    LACUNA_DEVICE void load(const u8 *slab, int, int m_tile, int lane) {
+        codes = *((const uint2 *)slab + m_tile * LANES + lane);
     }
     LACUNA_DEVICE uint4 fragment(int step) const {
         u32 c = step ? codes.y : codes.x;
@@ -65,25 +71,67 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS> struct 
     using Operands = Product;
     static constexpr int ROWS = M_TILES * TILE_ROWS;
     static constexpr int WIDTH = N_TILES * TOKENS;
+    /// Slabs of a warp that are in shared memory. Of few tokens both are multiplied together, so that they wait for x once;
+    /// the registers of more would not last.
+    static constexpr int STAGES = 2;
+    static constexpr int AT_ONCE = N_TILES == 1 ? 2 : 1;
+    // A stage: values [runs, M_TILES], metadata of the strip, columns, scales [M_TILES]
+    static constexpr u32 RUN_BYTES = Values::BYTES / Values::RUNS;
+    static constexpr u32 COPIED_BYTES = RUN_BYTES / STRIP_TILES * M_TILES;
+    static constexpr u32 METADATA = COPIED_BYTES * Values::RUNS;
+    static constexpr u32 COLUMNS = METADATA + LANES * STRIP_TILES * sizeof(u32);
+    static constexpr u32 SCALES = COLUMNS + STEPS * LANES * sizeof(u32);
+    static constexpr u32 STAGE_BYTES = SCALES + (Values::SCALED ? ROWS * sizeof(u16) : 0);
+    /// What a warp has of shared memory: its slabs, at the end its sums [rows, tokens].
+    static constexpr u32 SUM_BYTES = ROWS * WIDTH * sizeof(float);
+    static constexpr u32 WARP_BYTES = STAGES * STAGE_BYTES > SUM_BYTES ? STAGES * STAGE_BYTES : SUM_BYTES;
+    /// Entries of y that a thread writes.
+    static constexpr int ENTRIES = (ROWS * WIDTH + WARPS * LANES - 1) / (WARPS * LANES);
 
     const Product &p;
     int warp = threadIdx.x / LANES;
     int lane = threadIdx.x % LANES;
     u32 first_m_tile = blockIdx.x * M_TILES;
     u32 first_token = blockIdx.y * WIDTH;
-    /// Of slab 0; the others are behind it.
-    const u8 *values = (const u8 *)p.values + (u64)(first_m_tile / STRIP_TILES) * p.slabs * Values::BYTES;
-    const u32 *metadata = p.metadata + ((u64)(first_m_tile / STRIP_TILES) * p.slabs * LANES + lane) * STRIP_TILES +
-                          first_m_tile % STRIP_TILES;
-    const uint4 *columns =
-        (const uint4 *)p.columns + ((u64)(first_m_tile * TILE_ROWS / p.v) * p.slabs * STEPS * 4 + lane % 4) * 2;
+    u8 *own = shared_memory() + warp * WARP_BYTES;
 
     LACUNA_DEVICE Decode(const Product &product) : p(product) {}
 
+    /// Begins to copy a slab; there is none past the last.
+    LACUNA_DEVICE void copy(int stage, u32 slab) const {
+        if (slab < p.slabs) {
+            u32 strip = first_m_tile / STRIP_TILES, m_tile = first_m_tile % STRIP_TILES;
+            u32 to = shared_address(own + stage * STAGE_BYTES), at = lane * sizeof(uint4);
+            const u8 *values = (const u8 *)p.values + ((u64)strip * p.slabs + slab) * Values::BYTES;
+            values += m_tile * (RUN_BYTES / STRIP_TILES) + at;
+#pragma unroll
+            for (u32 run = 0; run < Values::RUNS; run++) {
+#pragma unroll
+                for (u32 done = 0; done < COPIED_BYTES; done += LANES * sizeof(uint4)) {
+                    if (done + at >= COPIED_BYTES) continue;
+                    cp_async(to + run * COPIED_BYTES + done + at, values + run * RUN_BYTES + done, true);
+                }
+            }
+            const u32 *metadata = p.metadata + (((u64)strip * p.slabs + slab) * LANES + lane) * STRIP_TILES;
+            cp_async(to + METADATA + at, metadata, true);
+            // Half of the lanes have columns to copy.
+            const u32 *columns = p.columns + ((u64)(first_m_tile * TILE_ROWS / p.v) * p.slabs + slab) * (STEPS * LANES);
+            if (lane < LANES / 2) cp_async(to + COLUMNS + at, columns + lane * 4, true);
+            if constexpr (Values::SCALED) {
+                u32 scale_blocks = (p.slabs + p.slabs_per_scale - 1) / p.slabs_per_scale;
+                // 8 rows each, by lanes that copy no columns.
+                u32 piece = lane - LANES / 2, tile = first_m_tile + piece / 2;
+                const u16 *scales = p.scales + ((u64)tile * scale_blocks + slab / p.slabs_per_scale) * TILE_ROWS;
+                if (piece < 2 * M_TILES) cp_async(to + SCALES + piece * sizeof(uint4), scales + piece % 2 * 8, true);
+            }
+        }
+        cp_async_commit();
+    }
+
     /// B's registers of one step: lane 4 g + t wants token g of k-rows 8 i + 2 t and the next.
-    LACUNA_DEVICE void gather(uint4 (&b)[N_TILES], u32 slab, int step) const {
-        const uint4 *of_step = columns + (slab * STEPS + step) * 8;
-        uint4 first = load_constant(of_step), second = load_constant(of_step + 1);
+    LACUNA_DEVICE void gather(uint4 (&b)[N_TILES], const u8 *slab, int step) const {
+        const uint4 *columns = (const uint4 *)(slab + COLUMNS) + (step * 4 + lane % 4) * 2;
+        uint4 first = columns[0], second = columns[1];
 #pragma unroll
         for (int j = 0; j < N_TILES; j++) {
             u32 token = first_token + j * TOKENS + lane / 4;
@@ -99,28 +147,20 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS> struct 
     }
 
     LACUNA_DEVICE u32 one(const u16 *x, u32 column, bool inside) const {
-        return inside && column != NO_COLUMN ? load_constant(row_at(x, column, p.stride * sizeof(u16))) : 0;
+        return inside && column != NO_COLUMN ? *row_at(x, column, p.stride * sizeof(u16)) : 0;
     }
 
-    LACUNA_DEVICE void add_slab(float (&sums)[M_TILES][N_TILES][4], u32 slab) const {
-        Values values_of[M_TILES];
-        u32 metadata_of[M_TILES];
+    LACUNA_DEVICE void add_slab(float (&sums)[M_TILES][N_TILES][4], const u8 *slab, const uint4 (&b)[STEPS][N_TILES]) const {
 #pragma unroll
         for (int i = 0; i < M_TILES; i++) {
-            values_of[i].load(values + slab * Values::BYTES, first_m_tile % STRIP_TILES + i, lane);
-            metadata_of[i] = load_constant(metadata + slab * (LANES * STRIP_TILES) + i);
-        }
-        uint4 b[STEPS][N_TILES];
-        gather(b[0], slab, 0);
-        gather(b[1], slab, 1);
-#pragma unroll
-        for (int i = 0; i < M_TILES; i++) {
+            Values values;
+            values.load(slab, M_TILES, i, lane);
+            u32 metadata = *((const u32 *)(slab + METADATA) + lane * STRIP_TILES + first_m_tile % STRIP_TILES + i);
             if constexpr (Values::SCALED) {
-                u32 scale_blocks = (p.slabs + p.slabs_per_scale - 1) / p.slabs_per_scale;
-                u64 at = ((u64)(first_m_tile + i) * scale_blocks + slab / p.slabs_per_scale) * TILE_ROWS + lane / 4;
-                float low = F16::widen(load_constant(p.scales + at)), high = F16::widen(load_constant(p.scales + at + 8));
+                const u16 *scales = (const u16 *)(slab + SCALES) + i * TILE_ROWS + lane / 4;
+                float low = F16::widen(scales[0]), high = F16::widen(scales[8]);
                 float part[N_TILES][4] = {};
-                multiply(part, values_of[i], b, metadata_of[i]);
+                multiply(part, values, b, metadata);
 #pragma unroll
                 for (int j = 0; j < N_TILES; j++) {
                     sums[i][j][0] += low * part[j][0];
@@ -129,7 +169,7 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS> struct 
                     sums[i][j][3] += high * part[j][3];
                 }
             } else {
-                multiply(sums[i], values_of[i], b, metadata_of[i]);
+                multiply(sums[i], values, b, metadata);
             }
         }
     }
@@ -144,38 +184,73 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS> struct 
     }
 
     LACUNA_DEVICE void run() const {
+#pragma unroll
+        for (int stage = 0; stage < STAGES; stage++) copy(stage, warp + stage * WARPS);
+        // Where entries of y go, and what is added to them.
+        u64 places[ENTRIES];
+        float addends[ENTRIES];
+        bool there[ENTRIES];
+#pragma unroll
+        for (int i = 0; i < ENTRIES; i++) {
+            u32 at = threadIdx.x + i * WARPS * LANES;
+            u32 packed_row = first_m_tile * TILE_ROWS + at / WIDTH, token = first_token + at % WIDTH;
+            there[i] = at < ROWS * WIDTH && packed_row < p.rows && token < p.tokens;
+            u32 row = there[i] ? load_constant(p.output_rows + packed_row) : 0;
+            places[i] = (u64)row * p.stride + token;
+            addends[i] = there[i] && p.bias ? load_constant(p.bias + row) : 0.0f;
+        }
+        wait_for_previous();
+#pragma unroll
+        for (int i = 0; i < ENTRIES; i++) {
+            if (there[i] && p.residual) addends[i] += Half::widen(p.residual[places[i]]);
+        }
         float sums[M_TILES][N_TILES][4] = {};
-#pragma unroll 2
-        for (u32 slab = warp; slab < p.slabs; slab += WARPS) add_slab(sums, slab);
-        // [warps, rows, tokens]
-        float *parts = (float *)shared_memory();
+        for (u32 turn = 0; warp + turn * WARPS < p.slabs; turn += AT_ONCE) {
+            cp_async_wait<STAGES - AT_ONCE>();
+            __syncwarp();
+            uint4 b[AT_ONCE][STEPS][N_TILES];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                if (warp + (turn + i) * WARPS >= p.slabs) continue;
+#pragma unroll
+                for (int step = 0; step < STEPS; step++) gather(b[i][step], stage(turn + i), step);
+            }
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                if (warp + (turn + i) * WARPS < p.slabs) add_slab(sums, stage(turn + i), b[i]);
+            }
+            __syncwarp();
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) copy((turn + i) % STAGES, warp + (turn + i + STAGES) * WARPS);
+        }
+        leave(sums);
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < ENTRIES; i++) {
+            if (!there[i]) continue;
+            const u8 *part = shared_memory() + (threadIdx.x + i * WARPS * LANES) * sizeof(float);
+            float sum = 0.0f;
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) sum += *(const float *)(part + w * WARP_BYTES);
+            p.y[places[i]] = (u16)Half::round(sum + addends[i], 0.0f);
+        }
+    }
+
+    LACUNA_DEVICE const u8 *stage(u32 turn) const { return own + turn % STAGES * STAGE_BYTES; }
+
+    /// The sums of this warp, where its slabs were.
+    LACUNA_DEVICE void leave(const float (&sums)[M_TILES][N_TILES][4]) const {
         int g = lane / 4, t = lane % 4;
 #pragma unroll
         for (int i = 0; i < M_TILES; i++) {
 #pragma unroll
             for (int j = 0; j < N_TILES; j++) {
-                float *part = parts + (warp * ROWS + i * TILE_ROWS + g) * WIDTH + j * TOKENS + 2 * t;
+                float *part = (float *)own + (i * TILE_ROWS + g) * WIDTH + j * TOKENS + 2 * t;
                 part[0] = sums[i][j][0];
                 part[1] = sums[i][j][1];
                 part[8 * WIDTH] = sums[i][j][2];
                 part[8 * WIDTH + 1] = sums[i][j][3];
             }
         }
-        __syncthreads();
-        for (int at = threadIdx.x; at < ROWS * WIDTH; at += WARPS * LANES) {
-            u32 row = first_m_tile * TILE_ROWS + at / WIDTH, token = first_token + at % WIDTH;
-            if (row < p.rows && token < p.tokens) finish(parts + at, row, token);
-        }
-    }
-
-    LACUNA_DEVICE void finish(const float *part, u32 packed_row, u32 token) const {
-        float sum = 0.0f;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) sum += part[w * ROWS * WIDTH];
-        u32 row = load_constant(p.output_rows + packed_row);
-        u64 at = (u64)row * p.stride + token;
-        if (p.bias) sum += p.bias[row];
-        if (p.residual) sum += Half::widen(p.residual[at]);
-        p.y[at] = (u16)Half::round(sum, 0.0f);
     }
 };

@@ -89,6 +89,11 @@ impl Codes {
         }
     }
 
+    /// Bytes of an m-tile of a slab.
+    pub(crate) fn slab_bytes(self) -> usize {
+        STEPS * LANES * self.lane_bytes()
+    }
+
     /// Bytes that a lane has of a step.
     fn lane_bytes(self) -> usize {
         match self {

@@ -179,7 +179,9 @@ fn kernels_agree_with_the_oracle_for_every_window() {
 #[test]
 fn kernels_agree_with_the_oracle_for_every_remainder() {
     for tokens in [1, 2, 7, 8, 9, 15, 16, 17, 24, 63, 64, 65, 127, 128, 129, 200] {
-        for (i, limits) in [FULL, NARROW, EMPTY].into_iter().enumerate() {
+        // What decodes takes more shared memory than the smallest GPU for prefill has.
+        let narrow = if tokens <= 64 { EMPTY } else { NARROW };
+        for (i, limits) in [FULL, narrow, EMPTY].into_iter().enumerate() {
             check("64:2:8", [70 + i, 205, tokens], VALUES[i % 2], limits);
         }
     }

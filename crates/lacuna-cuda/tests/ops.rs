@@ -296,9 +296,11 @@ fn attention_is_its_definition() {
             all(config(3, 3, 7), &[(0, 70), (0, 1), (0, 13)]),
             all(config(2, 2, 64), &[(0, 40)]),
         ];
-        // The larger ones once for each type.
+        // The larger ones once for each type. The larger the GPU, the more blocks share the positions of a few queries.
         for case in cases.into_iter().filter(|case| i < 2 || case.config.head_dim < 100) {
-            case.check(&machine, &mut rng);
+            for multiprocessors in [1, LIMITS.multiprocessors, 200] {
+                case.check(&machine.with_limits(Limits { multiprocessors, ..LIMITS }), &mut rng);
+            }
         }
     }
 }
@@ -342,9 +344,9 @@ fn every_kernel_between_products_runs() {
                 activate(&*machine, function, &mut x, gated.then_some(&factor)).unwrap();
             }
         }
-        for dim in [32, 64, 128, 256] {
+        for heads in [1, 4, 8] {
             for causal in [false, true] {
-                Case { config: config(1, 1, dim), half, sequences: vec![(0, 1)], window: None, causal }
+                Case { config: config(heads, 1, 32), half, sequences: vec![(0, 1)], window: None, causal }
                     .check(&machine, &mut rng);
             }
         }

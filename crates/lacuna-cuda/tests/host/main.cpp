@@ -164,7 +164,7 @@ void command_launch(emulate::Block &block, const std::map<std::string, Run> &ker
 int main() {
     std::map<std::string, Run> kernels;
 #undef LACUNA_KERNEL
-#define LACUNA_KERNEL(name, threads, ...) kernels[#name] = run<__VA_ARGS__::Operands, name>;
+#define LACUNA_KERNEL(name, threads, blocks, ...) kernels[#name] = run<__VA_ARGS__::Operands, name>;
 #include "kernels.inc"
     emulate::Block block;
     u8 command;
