@@ -42,7 +42,7 @@ struct Attention {
     u32 capacity;
     /// how many positions, the last ones, a token sees at most
     u32 window;
-    /// blocks of a tile
+    /// blocks of a tile, which are all at work where there are many positions
     u32 splits;
     /// 1 / sqrt(D)
     float scale;
@@ -51,14 +51,17 @@ struct Attention {
 /// `QUERIES` are the most of a tile.
 template <class Half, int QUERIES> struct Attend {
     using Operands = Attention;
-    static constexpr int WARPS = 4;
+    static constexpr int WARPS = QUERIES == 1 ? 8 : 4;
     static constexpr int THREADS = WARPS * LANES;
     /// Features of a lane; heads have up to 32 times as many.
     static constexpr int FEATURES = 8;
     static constexpr int WIDTH = FEATURES * LANES;
     static constexpr float NOTHING = -1e30f;
-    /// Loads that are on their way together.
+    /// Loads that are on their way together, and those of values that are on their way before the weights are known.
     static constexpr int AHEAD = QUERIES == 1 ? 8 : 4;
+    static constexpr int EARLY = QUERIES == 1 ? 8 : 2;
+    /// A block has so many positions before another one shares them: what that saves has to pay for adding up.
+    static constexpr u32 SHARE = 2 * WARPS * LANES;
 
     const Attention &p;
     int warp = threadIdx.x / LANES;
@@ -129,21 +132,21 @@ template <class Half, int QUERIES> struct Attend {
         }
     }
 
-    /// Adds the values of 32 positions by their weights, which are zero past the last.
-    LACUNA_DEVICE void mix(float (&sums)[QUERIES][FEATURES], const float *own, u32 begin, u32 end) const {
+    /// The values of one of 32 positions. What is past the last may be no number, and nothing times it none either: there
+    /// it is those of the last.
+    LACUNA_DEVICE uint4 value(u32 begin, u32 end, u32 j) const {
         const u16 *values = p.values + cache + lane % across * FEATURES;
         u32 last = end - 1 - begin;
-#pragma unroll AHEAD
-        for (u32 j = lane / across; j < LANES; j += rows) {
-            float v[FEATURES];
-            // What is past the last may be no number, and nothing times it none either.
-            widen(v, *(const uint4 *)(values + (u64)(begin + (j < last ? j : last)) * p.row));
+        return *(const uint4 *)(values + (u64)(begin + (j < last ? j : last)) * p.row);
+    }
+
+    LACUNA_DEVICE static void mix(float (&sums)[QUERIES][FEATURES], const uint4 &value, const float *weights) {
+        float v[FEATURES];
+        widen(v, value);
 #pragma unroll
-            for (int q = 0; q < QUERIES; q++) {
-                float weight = own[q * LANES + j];
+        for (int q = 0; q < QUERIES; q++) {
 #pragma unroll
-                for (int f = 0; f < FEATURES; f++) sums[q][f] += weight * v[f];
-            }
+            for (int f = 0; f < FEATURES; f++) sums[q][f] += weights[q * LANES] * v[f];
         }
     }
 
@@ -160,8 +163,10 @@ template <class Half, int QUERIES> struct Attend {
     }
 
     LACUNA_DEVICE void run() const {
+        for (int q = 0; q < QUERIES; q++) {
+            if ((u32)q < count) prefetch(p.ends + (first + q) / p.group);
+        }
         wait_for_previous();
-        load_queries();
         u32 starts[QUERIES], ends[QUERIES], begin = 0xffffffff, end = 0;
         float sums[QUERIES][FEATURES] = {}, maximum[QUERIES], total[QUERIES] = {};
 #pragma unroll
@@ -175,9 +180,19 @@ template <class Half, int QUERIES> struct Attend {
                 end = ends[q] > end ? ends[q] : end;
             }
         }
+        u32 sharing = (end - begin + SHARE - 1) / SHARE;
+        sharing = sharing < p.splits ? sharing : p.splits;
+        if (split >= sharing) return;
+        load_queries();
         float *own = weights + warp * QUERIES * LANES;
-        for (u32 chunk = begin / LANES + split * WARPS + warp; chunk * LANES < end; chunk += p.splits * WARPS) {
-            u32 position = chunk * LANES + lane;
+        bool busy = (u32)lane < rows * across;
+        for (u32 chunk = begin / LANES + split * WARPS + warp; chunk * LANES < end; chunk += sharing * WARPS) {
+            u32 position = chunk * LANES + lane, first_row = busy ? lane / across : LANES;
+            uint4 early[EARLY];
+#pragma unroll
+            for (int i = 0; i < EARLY; i++) {
+                early[i] = first_row + i * rows < LANES ? value(chunk * LANES, end, first_row + i * rows) : uint4{};
+            }
             float scores[QUERIES] = {};
             if (position < end) score(scores, position);
 #pragma unroll
@@ -193,15 +208,22 @@ template <class Half, int QUERIES> struct Attend {
                 for (int f = 0; f < FEATURES; f++) sums[q][f] *= shrink;
             }
             __syncwarp();
-            if ((u32)lane < rows * across) mix(sums, own, chunk * LANES, end);
+#pragma unroll
+            for (int i = 0; i < EARLY; i++) {
+                if (first_row + i * rows < LANES) mix(sums, early[i], own + first_row + i * rows);
+            }
+#pragma unroll AHEAD
+            for (u32 j = first_row + EARLY * rows; j < LANES; j += rows) {
+                mix(sums, value(chunk * LANES, end, j), own + j);
+            }
             __syncwarp();
         }
-        merge(sums, maximum, total);
+        merge(sums, maximum, total, sharing);
     }
 
     /// Adds up what the warps have, in one order, each by its maximum.
     LACUNA_DEVICE void merge(const float (&sums)[QUERIES][FEATURES], const float (&maximum)[QUERIES],
-                             const float (&total)[QUERIES]) const {
+                             const float (&total)[QUERIES], u32 sharing) const {
 #pragma unroll
         for (int q = 0; q < QUERIES; q++) {
             float all = sum(total[q]);
@@ -225,7 +247,7 @@ template <class Half, int QUERIES> struct Attend {
                 mixed += weight * part;
                 all += weight * totals[w * QUERIES + q];
             }
-            if (p.splits == 1) {
+            if (sharing == 1) {
                 p.out[feature_row(first + q, feature)] = (u16)Half::round(mixed / all, 0.0f);
                 continue;
             }
@@ -235,7 +257,7 @@ template <class Half, int QUERIES> struct Attend {
             left[p.features] = most;
             left[p.features + 1] = all;
         }
-        if (p.splits > 1) finish_tile();
+        if (sharing > 1) finish_tile(sharing);
     }
 
     /// What a block leaves of a query.
@@ -244,21 +266,21 @@ template <class Half, int QUERIES> struct Attend {
         return p.parts + (block * QUERIES + query) * (p.features + 2);
     }
 
-    /// The last block of a tile adds up what all have left, in one order.
-    LACUNA_DEVICE void finish_tile() const {
+    /// The last of the blocks that share a tile adds up what all have left, in one order.
+    LACUNA_DEVICE void finish_tile(u32 sharing) const {
         u32 *done = p.done + tile * p.kv_heads + kv_head, *before = (u32 *)shared_memory();
         publish();
         __syncthreads();
         if (threadIdx.x == 0) *before = count_up(done);
         __syncthreads();
-        if (*before + 1 < p.splits) return;
+        if (*before + 1 < sharing) return;
         for (u32 i = threadIdx.x; i < count * p.features; i += THREADS) {
             u32 q = i / p.features, feature = i % p.features;
             float most = NOTHING, mixed = 0.0f, all = 0.0f;
 #pragma unroll 8
-            for (u32 s = 0; s < p.splits; s++) most = fmaxf(most, load_fresh(part_of(s, q) + p.features));
+            for (u32 s = 0; s < sharing; s++) most = fmaxf(most, load_fresh(part_of(s, q) + p.features));
 #pragma unroll 8
-            for (u32 s = 0; s < p.splits; s++) {
+            for (u32 s = 0; s < sharing; s++) {
                 const float *left = part_of(s, q);
                 float weight = expf(load_fresh(left + p.features) - most);
                 mixed += weight * load_fresh(left + feature);

@@ -67,13 +67,19 @@ template <> LACUNA_DEVICE u32 Int4<Bf16>::widen_nibbles(u32 c) {
     return Bf16::subtract((c & 0x000f000f) | 0x43004300, 0x43084308);
 }
 
-template <class Half, class Values, int M_TILES, int N_TILES, int WARPS> struct Decode {
-    using Operands = Product;
+/// Products of one x, in one launch: each ends and begins but once.
+struct Products {
+    Product of[3];
+    /// behind the last block of each
+    u32 ends[3];
+};
+
+/// `STAGES` are slabs of a warp that are in shared memory.
+template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STAGES> struct Decode {
+    using Operands = Products;
     static constexpr int ROWS = M_TILES * TILE_ROWS;
     static constexpr int WIDTH = N_TILES * TOKENS;
-    /// Slabs of a warp that are in shared memory. Of few tokens both are multiplied together, so that they wait for x once;
-    /// the registers of more would not last.
-    static constexpr int STAGES = 2;
+    /// Slabs that are multiplied together, so that they wait for x once; of more tokens the registers would not last.
     static constexpr int AT_ONCE = N_TILES == 1 ? 2 : 1;
     // A stage: values [runs, M_TILES], metadata of the strip, columns, scales [M_TILES]
     static constexpr u32 RUN_BYTES = Values::BYTES / Values::RUNS;
@@ -88,14 +94,17 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS> struct 
     /// Entries of y that a thread writes.
     static constexpr int ENTRIES = (ROWS * WIDTH + WARPS * LANES - 1) / (WARPS * LANES);
 
+    int which;
     const Product &p;
     int warp = threadIdx.x / LANES;
     int lane = threadIdx.x % LANES;
-    u32 first_m_tile = blockIdx.x * M_TILES;
+    u32 first_m_tile;
     u32 first_token = blockIdx.y * WIDTH;
     u8 *own = shared_memory() + warp * WARP_BYTES;
 
-    LACUNA_DEVICE Decode(const Product &product) : p(product) {}
+    LACUNA_DEVICE Decode(const Products &products)
+        : which((blockIdx.x >= products.ends[0]) + (blockIdx.x >= products.ends[1])), p(products.of[which]),
+          first_m_tile((blockIdx.x - (which ? products.ends[which - 1] : 0)) * M_TILES) {}
 
     /// Begins to copy a slab; there is none past the last.
     LACUNA_DEVICE void copy(int stage, u32 slab) const {

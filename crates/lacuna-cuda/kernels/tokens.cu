@@ -53,6 +53,8 @@ struct Sequel {
 struct Next {
     using Operands = Sequel;
     static constexpr u32 THREADS = 1024;
+    /// Loads that are on their way together.
+    static constexpr u32 AHEAD = 16;
     const Sequel &p;
     LACUNA_DEVICE Next(const Sequel &sequel) : p(sequel) {}
 
@@ -80,10 +82,16 @@ struct Next {
         float *values = (float *)shared_memory();
         u32 *indices = (u32 *)(values + THREADS / LANES);
         u32 sequence = blockIdx.x, best = threadIdx.x, warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
-        float most = best < p.vocab ? p.logits[(u64)best * p.stride + sequence] : as_float(0xff800000);
-#pragma unroll 16
-        for (u32 i = threadIdx.x + THREADS; i < p.vocab; i += THREADS) {
-            compare(most, best, p.logits[(u64)i * p.stride + sequence], i);
+        float most = as_float(0xff800000);
+        for (u32 first = threadIdx.x; first < p.vocab; first += AHEAD * THREADS) {
+            float logits[AHEAD];
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; i++) {
+                u32 token = first + i * THREADS;
+                logits[i] = token < p.vocab ? p.logits[(u64)token * p.stride + sequence] : as_float(0xff800000);
+            }
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; i++) compare(most, best, logits[i], first + i * THREADS);
         }
         compare_lanes(most, best);
         if (lane == 0) {

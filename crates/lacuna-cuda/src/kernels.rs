@@ -29,7 +29,7 @@ const fn decode_warps(n_tiles: u32) -> u32 {
     if n_tiles == 1 { 16 } else { 8 }
 }
 
-/// `STAGES` of decode.cu.
+/// Slabs that a warp of a decode kernel has in shared memory.
 const DECODE_STAGES: usize = 2;
 
 /// Up to so many tokens decode, a strip of them at a time; beyond them weights of 16 bits take prefill. Reckoned, not yet
@@ -78,6 +78,9 @@ pub(crate) fn row_tiles(slab_places: usize) -> [(usize, usize); 3] {
     SHAPES.map(|shape| (shape.rows() as usize, shape.shared_bytes(slab_places) as usize))
 }
 
+/// Length of `Products` of decode.cu.
+pub(crate) const DECODE_PRODUCTS: usize = 3;
+
 /// Shared memory of a block that decodes: of each warp its slabs, later its sums, as `WARP_BYTES` of decode.cu.
 fn decode_shared(codes: Codes, m_tiles: u32, n_tiles: u32) -> u32 {
     let (m_tiles, values) = (m_tiles as usize, codes.slab_bytes());
@@ -92,6 +95,10 @@ fn decode_shared(codes: Codes, m_tiles: u32, n_tiles: u32) -> u32 {
 const TILE_QUERIES: [usize; 3] = [1, 4, MOST_QUERIES];
 /// The most queries of a tile.
 pub(crate) const MOST_QUERIES: usize = 8;
+/// `WARPS` of attention.cu.
+pub(crate) const fn attention_warps(queries: usize) -> usize {
+    if queries == 1 { 8 } else { 4 }
+}
 /// The largest head that an attention kernel takes: `WIDTH` of attention.cu.
 pub(crate) const MOST_HEAD_FEATURES: usize = 256;
 const FUNCTIONS: [Activation; 5] =
@@ -225,7 +232,8 @@ impl Kernel {
                     Codes::Int8 => "Int8",
                     Codes::Int4 => "Int4",
                 };
-                format!("Decode<{half}, {values}<{half}>, {m_tiles}, {n_tiles}, {}>", decode_warps(n_tiles))
+                let warps = decode_warps(n_tiles);
+                format!("Decode<{half}, {values}<{half}>, {m_tiles}, {n_tiles}, {warps}, {DECODE_STAGES}>")
             }
             Job::Norm { centred } => format!("Normalize<{half}, {centred}>"),
             Job::Place { rotary } => format!("PlaceTokens<{half}, {rotary}>"),
@@ -244,7 +252,8 @@ impl Kernel {
             Job::Prefill { shape, .. } => shape.warps() * LANES,
             Job::Decode { n_tiles, .. } => decode_warps(n_tiles) * LANES,
             // `THREADS` of each template.
-            Job::Place { .. } | Job::Attend { .. } => 128,
+            Job::Place { .. } => 128,
+            Job::Attend { queries } => attention_warps(queries) as u32 * LANES,
             Job::Activate { .. } | Job::Bias | Job::Gather => 256,
             Job::Norm { .. } | Job::Next => 1024,
         }
@@ -252,7 +261,12 @@ impl Kernel {
 
     /// Blocks that a multiprocessor has registers for. Two that decode: the second loads its weight while the first ends.
     fn neighbours(self) -> u32 {
-        if matches!(self.job, Job::Decode { n_tiles: 1 | 2, .. }) { 2 } else { 1 }
+        if matches!(self.job, Job::Decode { n_tiles: 1 | 2, .. } | Job::Attend { queries: 1 }) { 2 } else { 1 }
+    }
+
+    /// Products that one launch of it can do.
+    pub(crate) fn products(self) -> usize {
+        if matches!(self.job, Job::Decode { .. }) { DECODE_PRODUCTS } else { 1 }
     }
 
     /// Whether it may begin while the kernel before it still runs, and waits for that itself.

@@ -5,7 +5,7 @@ use lacuna_model::{Activation, BlockConfig};
 
 use crate::activations::{Activations, upload_f32, upload_u32};
 use crate::error::{Error, Result};
-use crate::kernels::{Kernel, MOST_HEAD_FEATURES, MOST_QUERIES};
+use crate::kernels::{Kernel, MOST_HEAD_FEATURES, MOST_QUERIES, attention_warps};
 use crate::machine::{Buffer, Call, Machine, Operands};
 use crate::tiles::{HalfType, stride};
 use crate::weights::Dense;
@@ -13,8 +13,6 @@ use crate::weights::Dense;
 /// Tokens of a block of `norm.cu` at most, and blocks that are enough for more of them.
 const NORM_TOKENS: usize = 32;
 const NORM_BLOCKS: usize = 64;
-/// `WARPS` of `attention.cu`.
-const WARPS: usize = 4;
 const LANES: usize = 32;
 /// Blocks of attention for each multiprocessor, where one tile can have as many as that takes.
 const ATTENTION_BLOCKS: usize = 2;
@@ -316,7 +314,8 @@ pub fn attend(
         .number(places.splits)
         .float((features as f32).sqrt().recip());
     // Of each query itself; of each warp weights, sums, a maximum and a total.
-    let floats = queries_of_tile * (row + WARPS * (LANES + MOST_HEAD_FEATURES + 2));
+    let warps = attention_warps(queries_of_tile);
+    let floats = queries_of_tile * (row + warps * (LANES + MOST_HEAD_FEATURES + 2));
     launch(machine, kernel, [places.tile_count * places.splits, kv_heads], floats * size_of::<f32>(), operands)
 }
 

@@ -107,7 +107,7 @@ impl Device {
 struct Parameter([u8; Parameter::BYTES]);
 
 impl Parameter {
-    const BYTES: usize = 256;
+    const BYTES: usize = 512;
 }
 
 impl Machine for Device {
