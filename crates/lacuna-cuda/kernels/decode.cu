@@ -1,8 +1,8 @@
 // Few tokens: decoding. Time is the bytes of the weight, each of which is read once, and how long it takes until the first are
 // there. A block of threads computes a strip of 16 or 32 rows; its warps share out the slabs and add up in shared memory at
 // the end, in one order: results do not depend on timing. Each warp copies its slabs to shared memory of its own, the first
-// of them while the kernel before still runs; x stays in the first cache, where lanes gather B's registers from. Tokens
-// beyond the last are zero; further tokens than 32 read the weight again.
+// of them while the kernel before still runs, and then gathers x by their columns, every lane other rows of it: what lanes
+// fetch for themselves, most of them nothing, takes longer than the weight. Further tokens than 32 read the weight again.
 //
 // Integers become 16-bit floats exactly, in registers; what a slab gives is multiplied by its scale in f32.
 #include "product.cuh"
@@ -88,9 +88,11 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
     static constexpr u32 COLUMNS = METADATA + LANES * STRIP_TILES * sizeof(u32);
     static constexpr u32 SCALES = COLUMNS + STEPS * LANES * sizeof(u32);
     static constexpr u32 STAGE_BYTES = SCALES + (Values::SCALED ? ROWS * sizeof(u16) : 0);
-    /// What a warp has of shared memory: its slabs, at the end its sums [rows, tokens].
+    /// What a warp has of shared memory: its slabs and of many tokens x, at the end its sums [rows, tokens].
+    static constexpr u32 FETCHED = STAGES * STAGE_BYTES;
+    static constexpr u32 SLAB_BYTES = FETCHED + (N_TILES > 1 ? WIDTH * STEPS * LANES * sizeof(u16) : 0);
     static constexpr u32 SUM_BYTES = ROWS * WIDTH * sizeof(float);
-    static constexpr u32 WARP_BYTES = STAGES * STAGE_BYTES > SUM_BYTES ? STAGES * STAGE_BYTES : SUM_BYTES;
+    static constexpr u32 WARP_BYTES = SLAB_BYTES > SUM_BYTES ? SLAB_BYTES : SUM_BYTES;
     /// Entries of y that a thread writes.
     static constexpr int ENTRIES = (ROWS * WIDTH + WARPS * LANES - 1) / (WARPS * LANES);
 
@@ -137,26 +139,83 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
         cp_async_commit();
     }
 
-    /// B's registers of one step: lane 4 g + t wants token g of k-rows 8 i + 2 t and the next.
-    LACUNA_DEVICE void gather(uint4 (&b)[N_TILES], const u8 *slab, int step) const {
-        const uint4 *columns = (const uint4 *)(slab + COLUMNS) + (step * 4 + lane % 4) * 2;
-        uint4 first = columns[0], second = columns[1];
+    /// B's registers of some slabs of up to 8 tokens: lane 4 g + t wants token g of k-rows 8 i + 2 t and the next. Lane l
+    /// fetches k-row l of the registers' order, token by token; they change hands where the columns were.
+    LACUNA_DEVICE void gather_few(uint4 (&b)[AT_ONCE][STEPS][N_TILES], u32 turn) const {
+        const u16 *rows[AT_ONCE][STEPS];
 #pragma unroll
-        for (int j = 0; j < N_TILES; j++) {
-            u32 token = first_token + j * TOKENS + lane / 4;
-            const u16 *x = p.x + token;
-            bool inside = token < p.tokens;
-            b[j] = uint4{pair(x, first.x, first.y, inside), pair(x, first.z, first.w, inside),
-                         pair(x, second.x, second.y, inside), pair(x, second.z, second.w, inside)};
+        for (int i = 0; i < AT_ONCE; i++) {
+#pragma unroll
+            for (int step = 0; step < STEPS; step++) {
+                u32 from = is_slab(turn + i) ? column(turn + i, step) : NO_COLUMN;
+                rows[i][step] = from == NO_COLUMN ? nullptr : row_at(p.x + first_token, from, p.stride * sizeof(u16));
+                b[i][step][0] = uint4{};
+            }
+        }
+        for (u32 token = 0; token < TOKENS && first_token + token < p.tokens; token++) {
+            u16 x[AT_ONCE][STEPS];
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+#pragma unroll
+                for (int step = 0; step < STEPS; step++) x[i][step] = rows[i][step] ? rows[i][step][token] : 0;
+            }
+            __syncwarp();
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+#pragma unroll
+                for (int step = 0; step < STEPS; step++) {
+                    ((u16 *)(stage(turn + i) + COLUMNS))[step * LANES + lane] = x[i][step];
+                }
+            }
+            __syncwarp();
+            if (lane / 4 != (int)token) continue;
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+#pragma unroll
+                for (int step = 0; step < STEPS; step++) {
+                    b[i][step][0] = ((const uint4 *)(stage(turn + i) + COLUMNS))[step * 4 + lane % 4];
+                }
+            }
         }
     }
 
-    LACUNA_DEVICE u32 pair(const u16 *x, u32 low, u32 high, bool inside) const {
-        return permute_bytes(one(x, low, inside), one(x, high, inside), 0x5410);
+    /// Brings x of a slab to shared memory, [N_TILES, steps, lanes, 8 tokens], for many tokens, whose rows are padded to 16
+    /// bytes; the rows' order is that of the registers.
+    LACUNA_DEVICE void fetch_many(u32 turn) const {
+        uint4 x[STEPS][N_TILES];
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+            u32 from = column(turn, step);
+            const u16 *row = row_at(p.x + first_token, from, p.stride * sizeof(u16));
+#pragma unroll
+            for (int j = 0; j < N_TILES; j++) {
+                bool there = from != NO_COLUMN && first_token + j * TOKENS < p.tokens;
+                x[step][j] = there ? *(const uint4 *)(row + j * TOKENS) : uint4{};
+            }
+        }
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+#pragma unroll
+            for (int j = 0; j < N_TILES; j++) ((uint4 *)(own + FETCHED))[(j * STEPS + step) * LANES + lane] = x[step][j];
+        }
+        __syncwarp();
     }
 
-    LACUNA_DEVICE u32 one(const u16 *x, u32 column, bool inside) const {
-        return inside && column != NO_COLUMN ? *row_at(x, column, p.stride * sizeof(u16)) : 0;
+    /// B's registers of them. Row 2 t + n of matrix i is the 2 i + n-th of those that the registers of lanes 4 g + t have.
+    LACUNA_DEVICE void gather_many(uint4 (&b)[STEPS][N_TILES]) const {
+        u32 row = lane % 8 / 2 * 8 + lane / 8 * 2 + lane % 2;
+#pragma unroll
+        for (int step = 0; step < STEPS; step++) {
+#pragma unroll
+            for (int j = 0; j < N_TILES; j++) {
+                u32 rows = shared_address(own + FETCHED) + (j * STEPS + step) * LANES * sizeof(uint4);
+                b[step][j] = ldmatrix_transposed(rows + row * sizeof(uint4));
+            }
+        }
+    }
+
+    LACUNA_DEVICE u32 column(u32 turn, int step) const {
+        return ((const u32 *)(stage(turn) + COLUMNS))[step * LANES + lane];
     }
 
     LACUNA_DEVICE void add_slab(float (&sums)[M_TILES][N_TILES][4], const u8 *slab, const uint4 (&b)[STEPS][N_TILES]) const {
@@ -194,7 +253,7 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
 
     LACUNA_DEVICE void run() const {
 #pragma unroll
-        for (int stage = 0; stage < STAGES; stage++) copy(stage, warp + stage * WARPS);
+        for (int stage = 0; stage < STAGES; stage++) copy(stage, slab_of(stage));
         // Where entries of y go, and what is added to them.
         u64 places[ENTRIES];
         float addends[ENTRIES];
@@ -214,23 +273,23 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
             if (there[i] && p.residual) addends[i] += Half::widen(p.residual[places[i]]);
         }
         float sums[M_TILES][N_TILES][4] = {};
-        for (u32 turn = 0; warp + turn * WARPS < p.slabs; turn += AT_ONCE) {
+        for (u32 turn = 0; is_slab(turn); turn += AT_ONCE) {
             cp_async_wait<STAGES - AT_ONCE>();
             __syncwarp();
             uint4 b[AT_ONCE][STEPS][N_TILES];
-#pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) {
-                if (warp + (turn + i) * WARPS >= p.slabs) continue;
-#pragma unroll
-                for (int step = 0; step < STEPS; step++) gather(b[i][step], stage(turn + i), step);
+            if constexpr (N_TILES == 1) {
+                gather_few(b, turn);
+            } else {
+                fetch_many(turn);
+                gather_many(b[0]);
             }
 #pragma unroll
             for (int i = 0; i < AT_ONCE; i++) {
-                if (warp + (turn + i) * WARPS < p.slabs) add_slab(sums, stage(turn + i), b[i]);
+                if (is_slab(turn + i)) add_slab(sums, stage(turn + i), b[i]);
             }
             __syncwarp();
 #pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) copy((turn + i) % STAGES, warp + (turn + i + STAGES) * WARPS);
+            for (int i = 0; i < AT_ONCE; i++) copy((turn + i) % STAGES, slab_of(turn + i + STAGES));
         }
         leave(sums);
         __syncthreads();
@@ -245,7 +304,9 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
         }
     }
 
-    LACUNA_DEVICE const u8 *stage(u32 turn) const { return own + turn % STAGES * STAGE_BYTES; }
+    LACUNA_DEVICE u32 slab_of(u32 turn) const { return warp + turn * WARPS; }
+    LACUNA_DEVICE bool is_slab(u32 turn) const { return slab_of(turn) < p.slabs; }
+    LACUNA_DEVICE u8 *stage(u32 turn) const { return own + turn % STAGES * STAGE_BYTES; }
 
     /// The sums of this warp, where its slabs were.
     LACUNA_DEVICE void leave(const float (&sums)[M_TILES][N_TILES][4]) const {

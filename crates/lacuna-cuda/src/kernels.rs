@@ -87,8 +87,10 @@ fn decode_shared(codes: Codes, m_tiles: u32, n_tiles: u32) -> u32 {
     let scales = if codes == Codes::Float { 0 } else { m_tiles * TILE_ROWS * size_of::<u16>() };
     // Metadata is that of a strip.
     let stage = m_tiles * values + 4 * LANES as usize * size_of::<u32>() + SLAB_K * size_of::<u32>() + scales;
-    let sums = m_tiles * TILE_ROWS * (n_tiles * TOKENS) as usize * size_of::<f32>();
-    decode_warps(n_tiles) * (DECODE_STAGES * stage).max(sums) as u32
+    let width = (n_tiles * TOKENS) as usize;
+    let fetched = if n_tiles > 1 { SLAB_K * width * size_of::<u16>() } else { 0 };
+    let sums = m_tiles * TILE_ROWS * width * size_of::<f32>();
+    decode_warps(n_tiles) * (DECODE_STAGES * stage + fetched).max(sums) as u32
 }
 
 /// Queries of a tile of an attention kernel: the most that it takes.

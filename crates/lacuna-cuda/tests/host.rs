@@ -220,6 +220,8 @@ fn every_kernel_is_chosen_for_something() {
                 (128, 70, FULL),
                 (60, 70, EMPTY),
             ] {
+                // Integers decode, which takes more shared memory than a narrow GPU has.
+                let limits = if values.1.is_some() { FULL } else { limits };
                 let kernel = check(&format!("{v}:2:8"), [rows, 130, tokens], values, limits);
                 seen.extend(kernel.map(Kernel::name));
             }
