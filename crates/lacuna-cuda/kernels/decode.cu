@@ -79,8 +79,8 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
     using Operands = Products;
     static constexpr int ROWS = M_TILES * TILE_ROWS;
     static constexpr int WIDTH = N_TILES * TOKENS;
-    /// Slabs that are multiplied together, so that they wait for x once; of more tokens the registers would not last.
-    static constexpr int AT_ONCE = N_TILES == 1 ? 2 : 1;
+    /// Slabs of up to 8 tokens that are multiplied together.
+    static constexpr int AT_ONCE = 2;
     // A stage: values [runs, M_TILES], metadata of the strip, columns, scales [M_TILES]
     static constexpr u32 RUN_BYTES = Values::BYTES / Values::RUNS;
     static constexpr u32 COPIED_BYTES = RUN_BYTES / STRIP_TILES * M_TILES;
@@ -93,6 +93,7 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
     static constexpr u32 SLAB_BYTES = FETCHED + (N_TILES > 1 ? WIDTH * STEPS * LANES * sizeof(u16) : 0);
     static constexpr u32 SUM_BYTES = ROWS * WIDTH * sizeof(float);
     static constexpr u32 WARP_BYTES = SLAB_BYTES > SUM_BYTES ? SLAB_BYTES : SUM_BYTES;
+    using Sums = float[M_TILES][N_TILES][4];
     /// Entries of y that a thread writes.
     static constexpr int ENTRIES = (ROWS * WIDTH + WARPS * LANES - 1) / (WARPS * LANES);
 
@@ -109,10 +110,10 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
           first_m_tile((blockIdx.x - (which ? products.ends[which - 1] : 0)) * M_TILES) {}
 
     /// Begins to copy a slab; there is none past the last.
-    LACUNA_DEVICE void copy(int stage, u32 slab) const {
-        if (slab < p.slabs) {
+    LACUNA_DEVICE void copy(u32 turn) const {
+        if (u32 slab = slab_of(turn); is_slab(turn)) {
             u32 strip = first_m_tile / STRIP_TILES, m_tile = first_m_tile % STRIP_TILES;
-            u32 to = shared_address(own + stage * STAGE_BYTES), at = lane * sizeof(uint4);
+            u32 to = shared_address(stage(turn)), at = lane * sizeof(uint4);
             const u8 *values = (const u8 *)p.values + ((u64)strip * p.slabs + slab) * Values::BYTES;
             values += m_tile * (RUN_BYTES / STRIP_TILES) + at;
 #pragma unroll
@@ -179,13 +180,11 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
         }
     }
 
-    /// Brings x of a slab to shared memory, [N_TILES, steps, lanes, 8 tokens], for many tokens, whose rows are padded to 16
-    /// bytes; the rows' order is that of the registers.
-    LACUNA_DEVICE void fetch_many(u32 turn) const {
-        uint4 x[STEPS][N_TILES];
+    /// Fetches x of a slab for many tokens, whose rows are padded to 16 bytes: lane l k-row l of the registers' order.
+    LACUNA_DEVICE void fetch_many(uint4 (&x)[STEPS][N_TILES], u32 turn) const {
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
-            u32 from = column(turn, step);
+            u32 from = is_slab(turn) ? column(turn, step) : NO_COLUMN;
             const u16 *row = row_at(p.x + first_token, from, p.stride * sizeof(u16));
 #pragma unroll
             for (int j = 0; j < N_TILES; j++) {
@@ -193,17 +192,18 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
                 x[step][j] = there ? *(const uint4 *)(row + j * TOKENS) : uint4{};
             }
         }
+    }
+
+    /// Makes B's registers of it, by way of shared memory, [N_TILES, steps, lanes, 8 tokens]. Row 2 t + n of matrix i is the
+    /// 2 i + n-th of those that the registers of lanes 4 g + t have.
+    LACUNA_DEVICE void gather_many(uint4 (&b)[STEPS][N_TILES], const uint4 (&x)[STEPS][N_TILES]) const {
+        u32 row = lane % 8 / 2 * 8 + lane / 8 * 2 + lane % 2;
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
 #pragma unroll
             for (int j = 0; j < N_TILES; j++) ((uint4 *)(own + FETCHED))[(j * STEPS + step) * LANES + lane] = x[step][j];
         }
         __syncwarp();
-    }
-
-    /// B's registers of them. Row 2 t + n of matrix i is the 2 i + n-th of those that the registers of lanes 4 g + t have.
-    LACUNA_DEVICE void gather_many(uint4 (&b)[STEPS][N_TILES]) const {
-        u32 row = lane % 8 / 2 * 8 + lane / 8 * 2 + lane % 2;
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
 #pragma unroll
@@ -218,7 +218,7 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
         return ((const u32 *)(stage(turn) + COLUMNS))[step * LANES + lane];
     }
 
-    LACUNA_DEVICE void add_slab(float (&sums)[M_TILES][N_TILES][4], const u8 *slab, const uint4 (&b)[STEPS][N_TILES]) const {
+    LACUNA_DEVICE void add_slab(Sums &sums, const u8 *slab, const uint4 (&b)[STEPS][N_TILES]) const {
 #pragma unroll
         for (int i = 0; i < M_TILES; i++) {
             Values values;
@@ -253,7 +253,7 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
 
     LACUNA_DEVICE void run() const {
 #pragma unroll
-        for (int stage = 0; stage < STAGES; stage++) copy(stage, slab_of(stage));
+        for (int turn = 0; turn < STAGES; turn++) copy(turn);
         // Where entries of y go, and what is added to them.
         u64 places[ENTRIES];
         float addends[ENTRIES];
@@ -272,25 +272,9 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
         for (int i = 0; i < ENTRIES; i++) {
             if (there[i] && p.residual) addends[i] += Half::widen(p.residual[places[i]]);
         }
-        float sums[M_TILES][N_TILES][4] = {};
-        for (u32 turn = 0; is_slab(turn); turn += AT_ONCE) {
-            cp_async_wait<STAGES - AT_ONCE>();
-            __syncwarp();
-            uint4 b[AT_ONCE][STEPS][N_TILES];
-            if constexpr (N_TILES == 1) {
-                gather_few(b, turn);
-            } else {
-                fetch_many(turn);
-                gather_many(b[0]);
-            }
-#pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) {
-                if (is_slab(turn + i)) add_slab(sums, stage(turn + i), b[i]);
-            }
-            __syncwarp();
-#pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) copy((turn + i) % STAGES, slab_of(turn + i + STAGES));
-        }
+        Sums sums = {};
+        if constexpr (N_TILES == 1) add_few(sums);
+        else add_many(sums);
         leave(sums);
         __syncthreads();
 #pragma unroll
@@ -304,12 +288,46 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
         }
     }
 
+    /// Adds up all slabs of up to 8 tokens, two together, so that they wait for x once.
+    LACUNA_DEVICE void add_few(Sums &sums) const {
+        for (u32 turn = 0; is_slab(turn); turn += AT_ONCE) {
+            cp_async_wait<STAGES - AT_ONCE>();
+            __syncwarp();
+            uint4 b[AT_ONCE][STEPS][N_TILES];
+            gather_few(b, turn);
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                if (is_slab(turn + i)) add_slab(sums, stage(turn + i), b[i]);
+            }
+            __syncwarp();
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) copy(turn + i + STAGES);
+        }
+    }
+
+    /// The same of many tokens: while a slab is multiplied, x of the next is on its way.
+    LACUNA_DEVICE void add_many(Sums &sums) const {
+        uint4 x[STEPS][N_TILES], b[STEPS][N_TILES];
+        cp_async_wait<STAGES - 1>();
+        __syncwarp();
+        fetch_many(x, 0);
+        for (u32 turn = 0; is_slab(turn); turn++) {
+            gather_many(b, x);
+            cp_async_wait<STAGES - 2>();
+            __syncwarp();
+            fetch_many(x, turn + 1);
+            add_slab(sums, stage(turn), b);
+            __syncwarp();
+            copy(turn + STAGES);
+        }
+    }
+
     LACUNA_DEVICE u32 slab_of(u32 turn) const { return warp + turn * WARPS; }
     LACUNA_DEVICE bool is_slab(u32 turn) const { return slab_of(turn) < p.slabs; }
     LACUNA_DEVICE u8 *stage(u32 turn) const { return own + turn % STAGES * STAGE_BYTES; }
 
     /// The sums of this warp, where its slabs were.
-    LACUNA_DEVICE void leave(const float (&sums)[M_TILES][N_TILES][4]) const {
+    LACUNA_DEVICE void leave(const Sums &sums) const {
         int g = lane / 4, t = lane % 4;
 #pragma unroll
         for (int i = 0; i < M_TILES; i++) {

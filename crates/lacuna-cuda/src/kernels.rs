@@ -29,8 +29,10 @@ const fn decode_warps(n_tiles: u32) -> u32 {
     if n_tiles == 1 { 16 } else { 8 }
 }
 
-/// Slabs that a warp of a decode kernel has in shared memory.
-const DECODE_STAGES: usize = 2;
+/// Slabs that a warp of a decode kernel has in shared memory: up to 8 tokens take two at once, of more the next ones wait.
+const fn decode_stages(n_tiles: u32) -> usize {
+    if n_tiles == 2 { 3 } else { 2 }
+}
 
 /// Up to so many tokens decode, a strip of them at a time; beyond them weights of 16 bits take prefill. Reckoned, not yet
 /// measured: until there prefill has too few blocks for a large GPU.
@@ -90,7 +92,7 @@ fn decode_shared(codes: Codes, m_tiles: u32, n_tiles: u32) -> u32 {
     let width = (n_tiles * TOKENS) as usize;
     let fetched = if n_tiles > 1 { SLAB_K * width * size_of::<u16>() } else { 0 };
     let sums = m_tiles * TILE_ROWS * width * size_of::<f32>();
-    decode_warps(n_tiles) * (DECODE_STAGES * stage + fetched).max(sums) as u32
+    decode_warps(n_tiles) * (decode_stages(n_tiles) * stage + fetched).max(sums) as u32
 }
 
 /// Queries of a tile of an attention kernel: the most that it takes.
@@ -234,8 +236,8 @@ impl Kernel {
                     Codes::Int8 => "Int8",
                     Codes::Int4 => "Int4",
                 };
-                let warps = decode_warps(n_tiles);
-                format!("Decode<{half}, {values}<{half}>, {m_tiles}, {n_tiles}, {warps}, {DECODE_STAGES}>")
+                let (warps, stages) = (decode_warps(n_tiles), decode_stages(n_tiles));
+                format!("Decode<{half}, {values}<{half}>, {m_tiles}, {n_tiles}, {warps}, {stages}>")
             }
             Job::Norm { centred } => format!("Normalize<{half}, {centred}>"),
             Job::Place { rotary } => format!("PlaceTokens<{half}, {rotary}>"),
