@@ -3,9 +3,12 @@
 //
 // A block of threads has up to 8 queries that look at one head of one sequence's cache: neighbouring tokens, and all the heads
 // of queries that share these keys. Its warps share out the positions, 32 at a time: first a lane has a position and all of
-// its features, then, for the values, a lane has features and meets all 32 positions. So nothing is summed across lanes
+// its features, then, for the values, a lane has 8 features of every so-manieth position. So nothing is summed across lanes
 // but, once for 32 positions, the maximum. Products are plain multiply-adds: attention is a small part of the work up to
 // a few thousand tokens.
+//
+// Where there are fewer such blocks than the GPU has room for, several share out the positions of one, and the last to end
+// adds up what all of them have left (flash-decoding), in one order.
 #include "ptx.cuh"
 
 struct Attention {
@@ -23,6 +26,10 @@ struct Attention {
     const u32 *ends;
     /// [kv_heads group D, stride]
     u16 *out;
+    /// What the blocks of a tile leave: sums of values, then maximum and total, [tiles, kv_heads, splits, QUERIES, D + 2].
+    float *parts;
+    /// blocks of a tile that are done, [tiles, kv_heads]; zero between kernels
+    u32 *done;
     u32 stride;
     u32 kv_heads;
     /// heads of queries for each of keys
@@ -35,32 +42,46 @@ struct Attention {
     u32 capacity;
     /// how many positions, the last ones, a token sees at most
     u32 window;
+    /// blocks of a tile, which are all at work where there are many positions
+    u32 splits;
     /// 1 / sqrt(D)
     float scale;
 };
 
-/// `FEATURES` are those of a lane: heads have up to 32 times as many.
-template <class Half, int FEATURES> struct Attend {
+/// `QUERIES` are the most of a tile.
+template <class Half, int QUERIES> struct Attend {
     using Operands = Attention;
-    static constexpr int WARPS = 4;
+    static constexpr int WARPS = QUERIES == 1 ? 8 : 4;
     static constexpr int THREADS = WARPS * LANES;
-    static constexpr int QUERIES = 8;
+    /// Features of a lane; heads have up to 32 times as many.
+    static constexpr int FEATURES = 8;
+    static constexpr int WIDTH = FEATURES * LANES;
     static constexpr float NOTHING = -1e30f;
+    /// Loads that are on their way together, and those of values that are on their way before the weights are known.
+    static constexpr int AHEAD = QUERIES == 1 ? 8 : 4;
+    static constexpr int EARLY = QUERIES == 1 ? 8 : 2;
+    /// A block has so many positions before another one shares them: what that saves has to pay for adding up.
+    static constexpr u32 SHARE = 2 * WARPS * LANES;
 
     const Attention &p;
     int warp = threadIdx.x / LANES;
     int lane = threadIdx.x % LANES;
     u32 kv_head = blockIdx.y;
-    u32 first = p.tiles[2 * blockIdx.x];
-    u32 count = p.tiles[2 * blockIdx.x + 1] - first;
+    u32 tile = blockIdx.x / p.splits;
+    u32 split = blockIdx.x % p.splits;
+    u32 first = p.tiles[2 * tile];
+    u32 count = p.tiles[2 * tile + 1] - first;
     /// of the sequence and the head
     u64 cache = ((u64)p.slots[first / p.group] * p.kv_heads + kv_head) * p.capacity * p.row;
+    /// Lanes that have a row of values together, and rows that the warp has at once; lanes that are left over have none.
+    u32 across = p.row / FEATURES;
+    u32 rows = LANES / across;
     // Shared memory: queries [QUERIES, row]; weights of positions [WARPS, QUERIES, LANES]; at the end, of each warp,
-    // sums [WARPS, QUERIES, row], maxima and totals [WARPS, QUERIES].
+    // sums [WARPS, QUERIES, LANES, FEATURES], maxima and totals [WARPS, QUERIES].
     float *queries = (float *)shared_memory();
     float *weights = queries + QUERIES * p.row;
-    float *parts = weights + WARPS * QUERIES * LANES;
-    float *maxima = parts + WARPS * QUERIES * p.row;
+    float *sums_of = weights + WARPS * QUERIES * LANES;
+    float *maxima = sums_of + WARPS * QUERIES * WIDTH;
     float *totals = maxima + WARPS * QUERIES;
 
     LACUNA_DEVICE Attend(const Attention &attention) : p(attention) {}
@@ -78,22 +99,54 @@ template <class Half, int FEATURES> struct Attend {
         __syncthreads();
     }
 
-    /// Scores of one position for all queries: 8 features at a time.
+    /// Eight values as floats.
+    LACUNA_DEVICE static void widen(float (&out)[FEATURES], const uint4 &in) {
+        const u32 pairs[4] = {in.x, in.y, in.z, in.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            out[2 * i] = Half::widen((u16)pairs[i]);
+            out[2 * i + 1] = Half::widen((u16)(pairs[i] >> 16));
+        }
+    }
+
+    /// Scores of one position for all queries.
     LACUNA_DEVICE void score(float (&scores)[QUERIES], u32 position) const {
         const uint4 *key = (const uint4 *)(p.keys + cache + (u64)position * p.row);
-        for (u32 chunk = 0; chunk < p.row / 8; chunk++) {
-            uint4 k = key[chunk];
-            const u32 pairs[4] = {k.x, k.y, k.z, k.w};
+#pragma unroll AHEAD
+        for (u32 chunk = 0; chunk < across; chunk++) {
+            float k[FEATURES];
+            widen(k, key[chunk]);
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float low = Half::widen((u16)pairs[i]), high = Half::widen((u16)(pairs[i] >> 16));
-#pragma unroll
-                for (int q = 0; q < QUERIES; q++) {
-                    float2 query = *(const float2 *)(queries + q * p.row + chunk * 8 + 2 * i);
-                    scores[q] += low * query.x;
-                    scores[q] += high * query.y;
-                }
+            for (int q = 0; q < QUERIES; q++) {
+                const float *query = queries + q * p.row + chunk * FEATURES;
+                float4 low = *(const float4 *)query, high = *(const float4 *)(query + 4);
+                scores[q] += k[0] * low.x;
+                scores[q] += k[1] * low.y;
+                scores[q] += k[2] * low.z;
+                scores[q] += k[3] * low.w;
+                scores[q] += k[4] * high.x;
+                scores[q] += k[5] * high.y;
+                scores[q] += k[6] * high.z;
+                scores[q] += k[7] * high.w;
             }
+        }
+    }
+
+    /// The values of one of 32 positions. What is past the last may be no number, and nothing times it none either: there
+    /// it is those of the last.
+    LACUNA_DEVICE uint4 value(u32 begin, u32 end, u32 j) const {
+        const u16 *values = p.values + cache + lane % across * FEATURES;
+        u32 last = end - 1 - begin;
+        return *(const uint4 *)(values + (u64)(begin + (j < last ? j : last)) * p.row);
+    }
+
+    LACUNA_DEVICE static void mix(float (&sums)[QUERIES][FEATURES], const uint4 &value, const float *weights) {
+        float v[FEATURES];
+        widen(v, value);
+#pragma unroll
+        for (int q = 0; q < QUERIES; q++) {
+#pragma unroll
+            for (int f = 0; f < FEATURES; f++) sums[q][f] += weights[q * LANES] * v[f];
         }
     }
 
@@ -110,7 +163,10 @@ template <class Half, int FEATURES> struct Attend {
     }
 
     LACUNA_DEVICE void run() const {
-        load_queries();
+        for (int q = 0; q < QUERIES; q++) {
+            if ((u32)q < count) prefetch(p.ends + (first + q) / p.group);
+        }
+        wait_for_previous();
         u32 starts[QUERIES], ends[QUERIES], begin = 0xffffffff, end = 0;
         float sums[QUERIES][FEATURES] = {}, maximum[QUERIES], total[QUERIES] = {};
 #pragma unroll
@@ -124,9 +180,19 @@ template <class Half, int FEATURES> struct Attend {
                 end = ends[q] > end ? ends[q] : end;
             }
         }
+        u32 sharing = (end - begin + SHARE - 1) / SHARE;
+        sharing = sharing < p.splits ? sharing : p.splits;
+        if (split >= sharing) return;
+        load_queries();
         float *own = weights + warp * QUERIES * LANES;
-        for (u32 chunk = begin / LANES + warp; chunk * LANES < end; chunk += WARPS) {
-            u32 position = chunk * LANES + lane;
+        bool busy = (u32)lane < rows * across;
+        for (u32 chunk = begin / LANES + split * WARPS + warp; chunk * LANES < end; chunk += sharing * WARPS) {
+            u32 position = chunk * LANES + lane, first_row = busy ? lane / across : LANES;
+            uint4 early[EARLY];
+#pragma unroll
+            for (int i = 0; i < EARLY; i++) {
+                early[i] = first_row + i * rows < LANES ? value(chunk * LANES, end, first_row + i * rows) : uint4{};
+            }
             float scores[QUERIES] = {};
             if (position < end) score(scores, position);
 #pragma unroll
@@ -142,25 +208,22 @@ template <class Half, int FEATURES> struct Attend {
                 for (int f = 0; f < FEATURES; f++) sums[q][f] *= shrink;
             }
             __syncwarp();
-            u32 positions = end - chunk * LANES < LANES ? end - chunk * LANES : LANES;
-            for (u32 j = 0; j < positions; j++) {
-                const u16 *value = p.values + cache + (u64)(chunk * LANES + j) * p.row;
 #pragma unroll
-                for (int f = 0; f < FEATURES; f++) {
-                    u32 feature = f * LANES + lane;
-                    float v = feature < p.row ? Half::widen(value[feature]) : 0.0f;
-#pragma unroll
-                    for (int q = 0; q < QUERIES; q++) sums[q][f] += own[q * LANES + j] * v;
-                }
+            for (int i = 0; i < EARLY; i++) {
+                if (first_row + i * rows < LANES) mix(sums, early[i], own + first_row + i * rows);
+            }
+#pragma unroll AHEAD
+            for (u32 j = first_row + EARLY * rows; j < LANES; j += rows) {
+                mix(sums, value(chunk * LANES, end, j), own + j);
             }
             __syncwarp();
         }
-        merge(sums, maximum, total);
+        merge(sums, maximum, total, sharing);
     }
 
     /// Adds up what the warps have, in one order, each by its maximum.
     LACUNA_DEVICE void merge(const float (&sums)[QUERIES][FEATURES], const float (&maximum)[QUERIES],
-                             const float (&total)[QUERIES]) const {
+                             const float (&total)[QUERIES], u32 sharing) const {
 #pragma unroll
         for (int q = 0; q < QUERIES; q++) {
             float all = sum(total[q]);
@@ -169,10 +232,7 @@ template <class Half, int FEATURES> struct Attend {
                 totals[warp * QUERIES + q] = all;
             }
 #pragma unroll
-            for (int f = 0; f < FEATURES; f++) {
-                u32 feature = f * LANES + lane;
-                if (feature < p.row) parts[(warp * QUERIES + q) * p.row + feature] = sums[q][f];
-            }
+            for (int f = 0; f < FEATURES; f++) sums_of[(warp * QUERIES + q) * WIDTH + lane * FEATURES + f] = sums[q][f];
         }
         __syncthreads();
         for (u32 i = threadIdx.x; i < count * p.features; i += THREADS) {
@@ -182,11 +242,52 @@ template <class Half, int FEATURES> struct Attend {
             for (int w = 0; w < WARPS; w++) most = fmaxf(most, maxima[w * QUERIES + q]);
 #pragma unroll
             for (int w = 0; w < WARPS; w++) {
-                float weight = expf(maxima[w * QUERIES + q] - most);
-                mixed += weight * parts[(w * QUERIES + q) * p.row + feature];
+                float weight = expf(maxima[w * QUERIES + q] - most), part = 0.0f;
+                for (u32 r = 0; r < rows; r++) part += sums_of[(w * QUERIES + q) * WIDTH + r * p.row + feature];
+                mixed += weight * part;
                 all += weight * totals[w * QUERIES + q];
+            }
+            if (sharing == 1) {
+                p.out[feature_row(first + q, feature)] = (u16)Half::round(mixed / all, 0.0f);
+                continue;
+            }
+            float *left = part_of(split, q);
+            left[feature] = mixed;
+            if (feature > 0) continue;
+            left[p.features] = most;
+            left[p.features + 1] = all;
+        }
+        if (sharing > 1) finish_tile(sharing);
+    }
+
+    /// What a block leaves of a query.
+    LACUNA_DEVICE float *part_of(u32 of_split, u32 query) const {
+        u64 block = ((u64)tile * p.kv_heads + kv_head) * p.splits + of_split;
+        return p.parts + (block * QUERIES + query) * (p.features + 2);
+    }
+
+    /// The last of the blocks that share a tile adds up what all have left, in one order.
+    LACUNA_DEVICE void finish_tile(u32 sharing) const {
+        u32 *done = p.done + tile * p.kv_heads + kv_head, *before = (u32 *)shared_memory();
+        publish();
+        __syncthreads();
+        if (threadIdx.x == 0) *before = count_up(done);
+        __syncthreads();
+        if (*before + 1 < sharing) return;
+        for (u32 i = threadIdx.x; i < count * p.features; i += THREADS) {
+            u32 q = i / p.features, feature = i % p.features;
+            float most = NOTHING, mixed = 0.0f, all = 0.0f;
+#pragma unroll 8
+            for (u32 s = 0; s < sharing; s++) most = fmaxf(most, load_fresh(part_of(s, q) + p.features));
+#pragma unroll 8
+            for (u32 s = 0; s < sharing; s++) {
+                const float *left = part_of(s, q);
+                float weight = expf(load_fresh(left + p.features) - most);
+                mixed += weight * load_fresh(left + feature);
+                all += weight * load_fresh(left + p.features + 1);
             }
             p.out[feature_row(first + q, feature)] = (u16)Half::round(mixed / all, 0.0f);
         }
+        if (threadIdx.x == 0) *done = 0;
     }
 };

@@ -39,6 +39,7 @@ template <class Half, class Function, bool GATED> struct Activate {
     LACUNA_DEVICE Activate(const Activation &activation) : p(activation) {}
 
     LACUNA_DEVICE void run() const {
+        wait_for_previous();
         u32 i = blockIdx.x * ELEMENT_THREADS + threadIdx.x;
         if (i >= p.length) return;
         float y = Function::of(Half::widen(p.x[i]));
@@ -65,6 +66,7 @@ template <class Half> struct AddBias {
     LACUNA_DEVICE AddBias(const RowBias &bias) : p(bias) {}
 
     LACUNA_DEVICE void run() const {
+        wait_for_previous();
         u32 i = blockIdx.x * ELEMENT_THREADS + threadIdx.x;
         if (i >= p.rows * p.stride) return;
         float y = p.bias[i / p.stride] + (p.add ? Half::widen(p.y[i]) : 0.0f);

@@ -48,6 +48,7 @@ template <class Half, bool ROTARY> struct PlaceTokens {
     }
 
     LACUNA_DEVICE void run() const {
+        wait_for_previous();
         // Tokens side by side are read together; of a single token, features are.
         u32 item = blockIdx.x * THREADS + threadIdx.x;
         u32 token = item % p.tokens, i = item / p.tokens;

@@ -1,6 +1,6 @@
 // One inline function an instruction that C++ cannot say, and the two 16-bit types. Nothing here knows what it is for.
 //
-// Source: PTX ISA, sections "mma.sp", "ldmatrix", "cp.async", "prmt". Compiled for a GPU by NVRTC, which brings no
+// Source: PTX ISA, sections "mma.sp", "ldmatrix", "cp.async", "prmt", "griddepcontrol". Compiled for a GPU by NVRTC, which brings no
 // headers; for the host, where tests/host/emulate.hpp has another body for each of these, by any C++17 compiler.
 #pragma once
 
@@ -12,11 +12,12 @@ using u64 = unsigned long long;
 /// Threads of a warp.
 constexpr int LANES = 32;
 
-/// A kernel: one instance of a template, under a name to find it by, with the struct that it takes. src/kernels.rs has the
-/// table of them.
-#define LACUNA_KERNEL(name, threads, ...)                                                                              \
-    extern "C" __global__ void __launch_bounds__(threads, 1)                                                           \
+/// A kernel: one instance of a template, under a name to find it by, with the struct that it takes, for blocks of so many
+/// threads of which so many share a multiprocessor. src/kernels.rs has the table of them.
+#define LACUNA_KERNEL(name, threads, blocks, ...)                                                                      \
+    extern "C" __global__ void __launch_bounds__(threads, blocks)                                                      \
         name(const __grid_constant__ __VA_ARGS__::Operands operands) {                                                 \
+        let_next_begin();                                                                                              \
         __VA_ARGS__(operands).run();                                                                                   \
     }
 
@@ -42,11 +43,42 @@ LACUNA_DEVICE u8 *shared_memory() {
 /// Its address as instructions take it.
 LACUNA_DEVICE u32 shared_address(const void *pointer) { return (u32)__cvta_generic_to_shared(pointer); }
 
+/// Lets the next kernel begin once every block of this one has. It takes whatever room there is beside this one.
+LACUNA_DEVICE void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/// Waits until all kernels before this one are done and their results are seen. What a kernel reads that another writes,
+/// and what it writes, it touches after this; every thread that touches any waits. Constants need no waiting for.
+LACUNA_DEVICE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/// Brings what will be read into the second-level cache.
+LACUNA_DEVICE void prefetch(const void *from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
+
+/// Reads what other blocks of this kernel have written, past the first-level cache.
+LACUNA_DEVICE float load_fresh(const float *from) { return __ldcg(from); }
+
+/// Counts one more; how many there were. What the block has written before, whoever counts later sees, if all its threads
+/// met between `publish` and this.
+LACUNA_DEVICE u32 count_up(u32 *counter) {
+    u32 before = atomicAdd(counter, 1);
+    __threadfence();
+    return before;
+}
+LACUNA_DEVICE void publish() { __threadfence(); }
+
 /// Reads what no kernel writes.
 LACUNA_DEVICE uint4 load_constant(const uint4 *from) { return __ldg(from); }
 LACUNA_DEVICE uint2 load_constant(const uint2 *from) { return __ldg(from); }
 LACUNA_DEVICE u32 load_constant(const u32 *from) { return __ldg(from); }
 LACUNA_DEVICE u16 load_constant(const u16 *from) { return __ldg(from); }
+LACUNA_DEVICE float load_constant(const float *from) { return __ldg(from); }
 
 /// The address `bytes · row` behind another. The compiler takes the sum apart where it is written in C++, at five
 /// instructions instead of one.
@@ -186,6 +218,7 @@ LACUNA_DEVICE u32 permute_bytes(u32 low, u32 high, u32 choice) { return __byte_p
 
 /// What the lane has whose number differs in the bits of `mask`.
 LACUNA_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffff, x, mask); }
+LACUNA_DEVICE u32 shuffle_xor(u32 x, int mask) { return __shfl_xor_sync(0xffffffff, x, mask); }
 
 LACUNA_DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
 

@@ -25,6 +25,7 @@ struct Gather {
     LACUNA_DEVICE Gather(const Gathered &gathered) : p(gathered) {}
 
     LACUNA_DEVICE void run() const {
+        wait_for_previous();
         u32 i = blockIdx.x * GATHER_THREADS + threadIdx.x;
         u32 token = i % p.tokens, feature = i / p.tokens;
         if (feature >= p.features) return;
@@ -51,36 +52,59 @@ struct Sequel {
 /// a sequence.
 struct Next {
     using Operands = Sequel;
-    static constexpr u32 THREADS = 512;
+    static constexpr u32 THREADS = 1024;
+    /// Loads that are on their way together.
+    static constexpr u32 AHEAD = 16;
     const Sequel &p;
     LACUNA_DEVICE Next(const Sequel &sequel) : p(sequel) {}
 
+    /// The likelier of two tokens.
+    LACUNA_DEVICE static void compare(float &most, u32 &best, float logit, u32 token) {
+        if (logit > most || (logit == most && token < best)) {
+            most = logit;
+            best = token;
+        }
+    }
+
+    /// The likeliest of a warp, for every lane.
+    LACUNA_DEVICE static void compare_lanes(float &most, u32 &best) {
+#pragma unroll
+        for (int mask = LANES / 2; mask > 0; mask /= 2) {
+            float logit = shuffle_xor(most, mask);
+            u32 token = shuffle_xor(best, mask);
+            compare(most, best, logit, token);
+        }
+    }
+
     LACUNA_DEVICE void run() const {
+        wait_for_previous();
+        // of each warp; there are as many as a warp has lanes
         float *values = (float *)shared_memory();
-        u32 *indices = (u32 *)(values + THREADS);
-        u32 sequence = blockIdx.x, best = threadIdx.x;
-        float most = best < p.vocab ? p.logits[(u64)best * p.stride + sequence] : as_float(0xff800000);
-        for (u32 i = threadIdx.x + THREADS; i < p.vocab; i += THREADS) {
-            float logit = p.logits[(u64)i * p.stride + sequence];
-            if (logit > most) {
-                most = logit;
-                best = i;
+        u32 *indices = (u32 *)(values + THREADS / LANES);
+        u32 sequence = blockIdx.x, best = threadIdx.x, warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+        float most = as_float(0xff800000);
+        for (u32 first = threadIdx.x; first < p.vocab; first += AHEAD * THREADS) {
+            float logits[AHEAD];
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; i++) {
+                u32 token = first + i * THREADS;
+                logits[i] = token < p.vocab ? p.logits[(u64)token * p.stride + sequence] : as_float(0xff800000);
             }
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; i++) compare(most, best, logits[i], first + i * THREADS);
         }
-        values[threadIdx.x] = most;
-        indices[threadIdx.x] = best;
-        for (u32 half = THREADS / 2; half > 0; half /= 2) {
-            __syncthreads();
-            if (threadIdx.x >= half) continue;
-            float other = values[threadIdx.x + half];
-            u32 index = indices[threadIdx.x + half];
-            if (other > values[threadIdx.x] || (other == values[threadIdx.x] && index < indices[threadIdx.x])) {
-                values[threadIdx.x] = other;
-                indices[threadIdx.x] = index;
-            }
+        compare_lanes(most, best);
+        if (lane == 0) {
+            values[warp] = most;
+            indices[warp] = best;
         }
-        if (threadIdx.x > 0) return;
-        p.tokens[sequence] = indices[0];
+        __syncthreads();
+        if (warp > 0) return;
+        most = values[lane];
+        best = indices[lane];
+        compare_lanes(most, best);
+        if (lane > 0) return;
+        p.tokens[sequence] = best;
         p.positions[sequence]++;
         p.ends[sequence]++;
     }

@@ -3,7 +3,7 @@
 
 use lacuna_model::Activation;
 
-use crate::tiles::{Codes, HalfType, SLABS_IN_FLIGHT, STRIP_ROWS, TILE_ROWS, Tiles, stride};
+use crate::tiles::{Codes, HalfType, SLAB_K, SLABS_IN_FLIGHT, STRIP_ROWS, TILE_ROWS, Tiles, stride};
 
 /// The text of the kernels, by file. Those in `.cu` include those in `.cuh`.
 const SOURCES: [(&str, &str); 11] = [
@@ -25,9 +25,14 @@ const LANES: u32 = 32;
 const TOKENS: u32 = 8;
 /// n-tiles of a decode kernel.
 const DECODE_TILES: [u32; 3] = [1, 2, 4];
-/// Warps of a decode kernel. The more there are, the more bytes are on their way; sums of 32 tokens leave registers for 8.
+/// Warps of a decode kernel. The more there are, the more bytes are on their way; sums of many tokens leave registers for 8.
 const fn decode_warps(n_tiles: u32) -> u32 {
-    if n_tiles <= 2 { 16 } else { 8 }
+    if n_tiles == 1 { 16 } else { 8 }
+}
+
+/// Slabs that a warp of a decode kernel has in shared memory: up to 8 tokens take two at once, of more the next ones wait.
+const fn decode_stages(n_tiles: u32) -> usize {
+    if n_tiles == 2 { 3 } else { 2 }
 }
 
 /// Up to so many tokens decode, a strip of them at a time; beyond them weights of 16 bits take prefill. Reckoned, not yet
@@ -76,10 +81,31 @@ pub(crate) fn row_tiles(slab_places: usize) -> [(usize, usize); 3] {
     SHAPES.map(|shape| (shape.rows() as usize, shape.shared_bytes(slab_places) as usize))
 }
 
-/// Features of a lane of an attention kernel.
-const LANE_FEATURES: [u32; 4] = [1, 2, 4, 8];
-/// The largest head that an attention kernel takes.
-pub(crate) const MOST_HEAD_FEATURES: usize = (LANES * LANE_FEATURES[3]) as usize;
+/// Length of `Products` of decode.cu.
+pub(crate) const DECODE_PRODUCTS: usize = 3;
+
+/// Shared memory of a block that decodes: of each warp its slabs, later its sums, as `WARP_BYTES` of decode.cu.
+fn decode_shared(codes: Codes, m_tiles: u32, n_tiles: u32) -> u32 {
+    let (m_tiles, values) = (m_tiles as usize, codes.slab_bytes());
+    let scales = if codes == Codes::Float { 0 } else { m_tiles * TILE_ROWS * size_of::<u16>() };
+    // Metadata is that of a strip.
+    let stage = m_tiles * values + 4 * LANES as usize * size_of::<u32>() + SLAB_K * size_of::<u32>() + scales;
+    let width = (n_tiles * TOKENS) as usize;
+    let fetched = if n_tiles > 1 { SLAB_K * width * size_of::<u16>() } else { 0 };
+    let sums = m_tiles * TILE_ROWS * width * size_of::<f32>();
+    decode_warps(n_tiles) * (decode_stages(n_tiles) * stage + fetched).max(sums) as u32
+}
+
+/// Queries of a tile of an attention kernel: the most that it takes.
+const TILE_QUERIES: [usize; 3] = [1, 4, MOST_QUERIES];
+/// The most queries of a tile.
+pub(crate) const MOST_QUERIES: usize = 8;
+/// `WARPS` of attention.cu.
+pub(crate) const fn attention_warps(queries: usize) -> usize {
+    if queries == 1 { 8 } else { 4 }
+}
+/// The largest head that an attention kernel takes: `WIDTH` of attention.cu.
+pub(crate) const MOST_HEAD_FEATURES: usize = 256;
 const FUNCTIONS: [Activation; 5] =
     [Activation::Silu, Activation::GeluErf, Activation::GeluTanh, Activation::GeluSigmoid, Activation::Relu];
 
@@ -104,8 +130,8 @@ enum Job {
         rotary: bool,
     },
     Attend {
-        /// of a lane
-        features: u32,
+        /// of a tile
+        queries: usize,
     },
     Activate {
         function: Activation,
@@ -167,10 +193,10 @@ impl Kernel {
         Self { half, job: Job::Place { rotary } }
     }
 
-    /// Attention of heads of some features; none for larger ones than [`MOST_HEAD_FEATURES`].
-    pub(crate) fn attend(half: HalfType, head_features: usize) -> Option<Self> {
-        let features = LANE_FEATURES.into_iter().find(|features| head_features <= (LANES * features) as usize)?;
-        Some(Self { half, job: Job::Attend { features } })
+    /// Attention of tiles of some queries, with how many there is room for.
+    pub(crate) fn attend(half: HalfType, queries: usize) -> (Self, usize) {
+        let queries = TILE_QUERIES.into_iter().find(|&most| queries <= most).unwrap_or(MOST_QUERIES);
+        (Self { half, job: Job::Attend { queries } }, queries)
     }
 
     /// The function inside an MLP.
@@ -211,7 +237,7 @@ impl Kernel {
             }
             Job::Norm { centred } => format!("{}_norm_{half}", if centred { "layer" } else { "rms" }),
             Job::Place { rotary } => format!("place_{half}_{}", if rotary { "rotary" } else { "plain" }),
-            Job::Attend { features } => format!("attention_{half}_{}", LANES * features),
+            Job::Attend { queries } => format!("attention_{half}_{queries}"),
             Job::Activate { function, gated } => {
                 let gated = if gated { "gated_" } else { "" };
                 format!("{gated}{}_{half}", function_name(function).to_lowercase())
@@ -243,17 +269,18 @@ impl Kernel {
                     Codes::Int8 => "Int8",
                     Codes::Int4 => "Int4",
                 };
-                format!("Decode<{half}, {values}<{half}>, {m_tiles}, {n_tiles}, {}>", decode_warps(n_tiles))
+                let (warps, stages) = (decode_warps(n_tiles), decode_stages(n_tiles));
+                format!("Decode<{half}, {values}<{half}>, {m_tiles}, {n_tiles}, {warps}, {stages}>")
             }
             Job::Norm { centred } => format!("Normalize<{half}, {centred}>"),
             Job::Place { rotary } => format!("PlaceTokens<{half}, {rotary}>"),
-            Job::Attend { features } => format!("Attend<{half}, {features}>"),
+            Job::Attend { queries } => format!("Attend<{half}, {queries}>"),
             Job::Activate { function, gated } => format!("Activate<{half}, {}, {gated}>", function_name(function)),
             Job::Bias => format!("AddBias<{half}>"),
             Job::Gather => "Gather".to_owned(),
             Job::Next => "Next".to_owned(),
         };
-        format!("LACUNA_KERNEL({}, {}, {template})\n", self.name(), self.threads())
+        format!("LACUNA_KERNEL({}, {}, {}, {template})\n", self.name(), self.threads(), self.neighbours())
     }
 
     /// Threads of a block.
@@ -263,10 +290,26 @@ impl Kernel {
             Job::PrefillBulk { .. } => BULK_WARPS * LANES,
             Job::Decode { n_tiles, .. } => decode_warps(n_tiles) * LANES,
             // `THREADS` of each template.
-            Job::Place { .. } | Job::Attend { .. } => 128,
-            Job::Norm { .. } | Job::Activate { .. } | Job::Bias | Job::Gather => 256,
-            Job::Next => 512,
+            Job::Place { .. } => 128,
+            Job::Attend { queries } => attention_warps(queries) as u32 * LANES,
+            Job::Activate { .. } | Job::Bias | Job::Gather => 256,
+            Job::Norm { .. } | Job::Next => 1024,
         }
+    }
+
+    /// Blocks that a multiprocessor has registers for. Two that decode: the second loads its weight while the first ends.
+    fn neighbours(self) -> u32 {
+        if matches!(self.job, Job::Decode { n_tiles: 1 | 2, .. } | Job::Attend { queries: 1 }) { 2 } else { 1 }
+    }
+
+    /// Products that one launch of it can do.
+    pub(crate) fn products(self) -> usize {
+        if matches!(self.job, Job::Decode { .. }) { DECODE_PRODUCTS } else { 1 }
+    }
+
+    /// Whether it may begin while the kernel before it still runs, and waits for that itself.
+    pub(crate) fn begins_early(self) -> bool {
+        !matches!(self.job, Job::Prefill { .. } | Job::PrefillBulk { .. })
     }
 
     /// Whether it is a product.
@@ -320,7 +363,7 @@ pub fn all() -> Vec<Kernel> {
             kernels.extend([Kernel::norm(half, switch), Kernel::place(half, switch)]);
             kernels.extend(FUNCTIONS.map(|function| Kernel::activate(half, function, switch)));
         }
-        kernels.extend(LANE_FEATURES.map(|features| Kernel { half, job: Job::Attend { features } }));
+        kernels.extend(TILE_QUERIES.map(|queries| Kernel { half, job: Job::Attend { queries } }));
         kernels.push(Kernel::bias(half));
     }
     kernels
@@ -416,7 +459,7 @@ pub fn choose(tiles: &Tiles, tokens: usize, limits: Limits) -> Launch {
         return Launch {
             kernel: Kernel { half: tiles.half(), job: Job::Decode { codes: tiles.codes(), m_tiles, n_tiles } },
             blocks: [tiles.rows().div_ceil(rows) as u32, tokens.div_ceil(width) as u32],
-            shared_bytes: decode_warps(n_tiles) * (rows * width * size_of::<f32>()) as u32,
+            shared_bytes: decode_shared(tiles.codes(), m_tiles, n_tiles),
             stages: 0,
         };
     }

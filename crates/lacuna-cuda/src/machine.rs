@@ -123,6 +123,12 @@ impl Operands {
         self
     }
 
+    /// With another struct behind it; their length is a multiple of 8.
+    pub(crate) fn then(mut self, other: &Self) -> Self {
+        self.0.extend(&other.0);
+        self
+    }
+
     pub(crate) fn float(mut self, number: f32) -> Self {
         self.0.extend(number.to_le_bytes());
         self

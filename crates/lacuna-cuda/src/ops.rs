@@ -5,17 +5,18 @@ use lacuna_model::{Activation, BlockConfig};
 
 use crate::activations::{Activations, upload_f32, upload_u32};
 use crate::error::{Error, Result};
-use crate::kernels::{Kernel, MOST_HEAD_FEATURES};
+use crate::kernels::{Kernel, MOST_HEAD_FEATURES, MOST_QUERIES, attention_warps};
 use crate::machine::{Buffer, Call, Machine, Operands};
 use crate::tiles::{HalfType, stride};
 use crate::weights::Dense;
 
-/// Tokens of a block of `norm.cu`.
+/// Tokens of a block of `norm.cu` at most, and blocks that are enough for more of them.
 const NORM_TOKENS: usize = 32;
-/// `QUERIES` and `WARPS` of `attention.cu`.
-const QUERIES: usize = 8;
-const WARPS: usize = 4;
+const NORM_BLOCKS: usize = 64;
 const LANES: usize = 32;
+/// Blocks of attention for each multiprocessor, where one tile can have as many as that takes.
+const ATTENTION_BLOCKS: usize = 2;
+const MOST_SPLITS: usize = 32;
 /// Features of a head in the cache are filled up to a multiple of this: 16 bytes.
 const CHUNK: usize = 8;
 
@@ -56,7 +57,7 @@ impl Norm {
     fn launch(&self, machine: &dyn Machine, x: &Activations, y: u64) -> Result<()> {
         x.check("activations of a norm", x.half(), self.features, x.tokens())?;
         let kernel = Kernel::norm(x.half(), self.bias.is_some());
-        let block_tokens = x.tokens().next_power_of_two().min(NORM_TOKENS);
+        let block_tokens = (x.tokens() / NORM_BLOCKS).next_power_of_two().min(NORM_TOKENS);
         let operands = Operands::default()
             .address(x.data.address())
             .address(self.weight.address())
@@ -67,7 +68,7 @@ impl Norm {
             .number(x.stride())
             .number(block_tokens)
             .float(self.epsilon);
-        let shared = kernel.threads() as usize * size_of::<f32>();
+        let shared = kernel.threads() as usize / LANES * block_tokens * size_of::<f32>();
         launch(machine, kernel, [x.tokens().div_ceil(block_tokens), 1], shared, operands)
     }
 }
@@ -130,6 +131,12 @@ pub struct Places {
     /// runs of queries
     tiles: Buffer,
     tile_count: usize,
+    /// queries of the largest
+    tile_queries: usize,
+    /// blocks that share the positions of a tile, what they leave, and how many are done
+    splits: usize,
+    parts: Buffer,
+    done: Buffer,
     tokens: usize,
     /// slots and positions that are used
     needs: [usize; 2],
@@ -148,8 +155,8 @@ impl Places {
         let group = config.heads / config.kv_heads;
         for &(slot, past, len) in sequences {
             let queries = slots.len() * group..(slots.len() + len) * group;
-            for first in queries.clone().step_by(QUERIES) {
-                tiles.extend([first as u32, queries.end.min(first + QUERIES) as u32]);
+            for first in queries.clone().step_by(MOST_QUERIES) {
+                tiles.extend([first as u32, queries.end.min(first + MOST_QUERIES) as u32]);
             }
             for position in past..past + len {
                 slots.push(slot as u32);
@@ -157,9 +164,17 @@ impl Places {
                 ends.push(if causal { position + 1 } else { past + len } as u32);
             }
         }
+        let tile_queries = tiles.as_chunks().0.iter().map(|[first, end]| end - first).max().unwrap_or(0) as usize;
+        let blocks = tiles.len() / 2 * config.kv_heads;
+        let splits = (ATTENTION_BLOCKS * machine.limits().multiprocessors / blocks.max(1)).clamp(1, MOST_SPLITS);
+        let shared = if splits > 1 { blocks } else { 0 };
         Ok(Self {
             tokens: slots.len(),
             tile_count: tiles.len() / 2,
+            tile_queries,
+            splits,
+            parts: machine.allocate(shared * splits * MOST_QUERIES * (config.head_dim + 2) * size_of::<f32>())?,
+            done: upload_u32(machine, &vec![0; shared])?,
             needs: [
                 sequences.iter().map(|&(slot, ..)| slot + 1).max().unwrap_or(0),
                 sequences.iter().map(|&(_, past, len)| past + len).max().unwrap_or(0),
@@ -275,8 +290,10 @@ pub fn attend(
     let CacheShape { half, kv_heads, features, capacity, .. } = cache.shape;
     let row = cache.shape.row();
     out.check("mixed values", half, config.heads * features, places.tokens)?;
-    let too_large = Error::Shape { what: "features of a head", want: MOST_HEAD_FEATURES, got: features };
-    let kernel = Kernel::attend(half, features).ok_or(too_large)?;
+    if features > MOST_HEAD_FEATURES {
+        return Err(Error::Shape { what: "features of a head", want: MOST_HEAD_FEATURES, got: features });
+    }
+    let (kernel, queries_of_tile) = Kernel::attend(half, places.tile_queries);
     let operands = Operands::default()
         .address(queries.address("queries", half, config.heads * features, places.tokens)?)
         .address(cache.keys.address())
@@ -285,6 +302,8 @@ pub fn attend(
         .address(places.slots.address())
         .address(places.ends.address())
         .address(out.data.address())
+        .address(places.parts.address())
+        .address(places.done.address())
         .number(out.stride())
         .number(kv_heads)
         .number(config.heads / kv_heads)
@@ -292,10 +311,12 @@ pub fn attend(
         .number(row)
         .number(capacity)
         .number(window.map_or(u32::MAX as usize, |window| window.min(u32::MAX as usize)))
+        .number(places.splits)
         .float((features as f32).sqrt().recip());
-    // queries, weights, sums, maxima and totals
-    let floats = QUERIES * row + WARPS * QUERIES * LANES + WARPS * QUERIES * row + 2 * WARPS * QUERIES;
-    launch(machine, kernel, [places.tile_count, kv_heads], floats * size_of::<f32>(), operands)
+    // Of each query itself; of each warp weights, sums, a maximum and a total.
+    let warps = attention_warps(queries_of_tile);
+    let floats = queries_of_tile * (row + warps * (LANES + MOST_HEAD_FEATURES + 2));
+    launch(machine, kernel, [places.tile_count * places.splits, kv_heads], floats * size_of::<f32>(), operands)
 }
 
 /// `x = f(x)`, or `x = f(x) · factor` of a gated MLP.
@@ -374,7 +395,7 @@ pub(crate) fn next(
         .address(places.ends.address())
         .number(stride(places.tokens))
         .number(vocab);
-    let shared = kernel.threads() as usize * (size_of::<f32>() + size_of::<u32>());
+    let shared = kernel.threads() as usize / LANES * (size_of::<f32>() + size_of::<u32>());
     launch(machine, kernel, [places.tokens, 1], shared, operands)
 }
 

@@ -90,7 +90,7 @@ impl Codes {
         }
     }
 
-    /// Bytes of an m-tile in a slab.
+    /// Bytes of an m-tile of a slab.
     pub(crate) fn slab_bytes(self) -> usize {
         STEPS * LANES * self.lane_bytes()
     }
@@ -105,9 +105,9 @@ impl Codes {
     }
 }
 
-/// Tokens from one feature to the next: what decode reads is packed tight, what prefill copies is 16 bytes at a time.
+/// Tokens from one feature to the next: few are packed tight, many are copied 16 bytes at a time.
 pub fn stride(tokens: usize) -> usize {
-    if tokens <= 16 { tokens } else { tokens.next_multiple_of(8) }
+    if tokens <= 8 { tokens } else { tokens.next_multiple_of(8) }
 }
 
 /// A weight ready for the kernels. Every buffer is one of `Product` in `kernels/product.cuh`.

@@ -4,7 +4,7 @@ use lacuna_core::{Matrix, Packed};
 
 use crate::activations::{Activations, upload_bytes, upload_f32, upload_u32};
 use crate::error::{Error, Result};
-use crate::kernels::{Kernel, choose};
+use crate::kernels::{Kernel, Launch, choose};
 use crate::machine::{Buffer, Call, DenseProduct, Machine, Operands, OuterProduct};
 use crate::tiles::{HalfType, Tiles};
 
@@ -74,25 +74,45 @@ impl Sparse {
 
     /// `y = W x + b`.
     pub fn multiply(&self, machine: &dyn Machine, x: &Activations, y: &mut Activations) -> Result<()> {
-        self.launch(machine, x, y, None)
+        Self::multiply_all(machine, x, &mut [(self, y)])
+    }
+
+    /// `y = W x + b` of some weights, in as few launches as there can be.
+    pub fn multiply_all(machine: &dyn Machine, x: &Activations, all: &mut [(&Self, &mut Activations)]) -> Result<()> {
+        let mut products = vec![];
+        for (weight, y) in all {
+            products.extend(weight.product(machine, x, y, None)?);
+        }
+        let same = |(one, _): &(Launch, Operands), (other, _): &(Launch, Operands)| one.kernel == other.kernel;
+        for run in products.chunk_by(same) {
+            run.chunks(run[0].0.kernel.products()).try_for_each(|together| launch(machine, together))?;
+        }
+        Ok(())
     }
 
     /// `y += W x + b`, rounded once.
     pub fn multiply_add(&self, machine: &dyn Machine, x: &Activations, y: &mut Activations) -> Result<()> {
         let residual = Some(y.data.address());
-        self.launch(machine, x, y, residual)
+        self.product(machine, x, y, residual)?.map_or(Ok(()), |product| launch(machine, &[product]))
     }
 
-    fn launch(&self, machine: &dyn Machine, x: &Activations, y: &mut Activations, residual: Option<u64>) -> Result<()> {
+    /// How it is launched with its `Product` of kernels/product.cuh; not at all for no tokens.
+    fn product(
+        &self,
+        machine: &dyn Machine,
+        x: &Activations,
+        y: &mut Activations,
+        residual: Option<u64>,
+    ) -> Result<Option<(Launch, Operands)>> {
         let tiles = &self.tiles;
         x.check("activations", tiles.half(), tiles.cols(), x.tokens())?;
         y.check("result", tiles.half(), tiles.rows(), x.tokens())?;
         if x.tokens() == 0 {
-            return Ok(());
+            return Ok(None);
         }
         let launch = choose(tiles, x.tokens(), machine.limits());
         let optional = |buffer: &Option<Buffer>| buffer.as_ref().map_or(0, Buffer::address);
-        // `Product` of kernels/product.cuh, field by field.
+        // Field by field.
         let operands = Operands::default()
             .address(self.values.address())
             .address(self.metadata.address())
@@ -115,13 +135,24 @@ impl Sparse {
             .number(tiles.slab_places())
             .number(launch.stages)
             .number(launch.blocks[0] as usize);
-        machine.launch(&Call {
-            kernel: launch.kernel,
-            blocks: launch.blocks,
-            shared_bytes: launch.shared_bytes,
-            operands,
-        })
+        Ok(Some((launch, operands)))
     }
+}
+
+/// Launches products of one kernel together: with more than one place their list is `Products` of kernels/decode.cu.
+fn launch(machine: &dyn Machine, products: &[(Launch, Operands)]) -> Result<()> {
+    let (first, _) = &products[0];
+    let rows: u32 = products.iter().map(|(launch, _)| launch.blocks[0]).sum();
+    let places = first.kernel.products();
+    // Places that are left over are of the last product, and have no blocks.
+    let filled = |i: usize| &products[i.min(products.len() - 1)];
+    let mut operands = (0..places).fold(Operands::default(), |all, i| all.then(&filled(i).1));
+    if places > 1 {
+        let ends = (0..places).map(|i| products.iter().take(i + 1).map(|(launch, _)| launch.blocks[0] as usize).sum());
+        operands = ends.fold(operands, Operands::number);
+    }
+    let (kernel, shared_bytes) = (first.kernel, first.shared_bytes);
+    machine.launch(&Call { kernel, blocks: [rows, first.blocks[1]], shared_bytes, operands })
 }
 
 /// A dense weight `[R, K]`.

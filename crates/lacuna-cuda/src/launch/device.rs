@@ -1,27 +1,34 @@
 //! One GPU: its stream, its memory, and the kernels compiled for it so far.
 
 use std::collections::HashMap;
+use std::ffi::c_void;
+use std::ptr::null_mut;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use cudarc::driver::sys::{CUfunction_attribute_enum, CUgraphInstantiate_flags, CUstreamCaptureMode};
-use cudarc::driver::{
-    CudaContext, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig,
-    PushKernelArg, result,
+use cudarc::driver::sys::{
+    CUfunction_attribute_enum, CUgraphInstantiate_flags, CUlaunchAttribute_st, CUlaunchAttributeID,
+    CUlaunchAttributeValue_union, CUlaunchConfig, CUstreamCaptureMode, cuLaunchKernelEx,
 };
+use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DriverError, result};
 use cudarc::nvrtc::Ptx;
 
 use super::compile::{Architecture, compile};
 use super::dense::Library;
-use super::found::{Gpu, describe, has_driver};
+use super::found::{Gpu, describe, driver_version, has_driver};
 use crate::error::{Error, Result};
 use crate::kernels::{Limits, source};
 use crate::machine::{Buffer, Call, DenseProduct, Machine, OuterProduct, Recording};
+
+/// What a kernel takes to begin early, compiled for a Hopper or newer: a driver that records that in graphs.
+const EARLY_DRIVER: (u32, u32) = (12, 3);
 
 /// A GPU that is in use. All work goes through one stream, in order.
 pub struct Device {
     pub(super) stream: Arc<CudaStream>,
     gpu: Gpu,
     architecture: Architecture,
+    /// whether kernels may begin while the one before still runs
+    begins_early: bool,
     functions: Mutex<HashMap<String, CudaFunction>>,
     library: OnceLock<Library>,
 }
@@ -41,7 +48,10 @@ impl Device {
         // SAFETY: with one stream there is nothing for events to order; buffers are freed on that stream too.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(failed("making a stream"))?;
-        Ok(Self { stream, gpu, architecture, functions: Mutex::default(), library: OnceLock::new() })
+        let (Architecture::Machine(major, _) | Architecture::Portable(major, _)) = architecture;
+        let begins_early = major >= 9 && driver_version() >= Some(EARLY_DRIVER);
+        let (functions, library) = (Mutex::default(), OnceLock::new());
+        Ok(Self { stream, gpu, architecture, begins_early, functions, library })
     }
 
     /// Refuses where cuBLASLt is missing, which dense layers run on.
@@ -97,11 +107,8 @@ impl Device {
 struct Parameter([u8; Parameter::BYTES]);
 
 impl Parameter {
-    const BYTES: usize = 256;
+    const BYTES: usize = 512;
 }
-
-// SAFETY: plain bytes, in the layout of the struct that the kernel takes by value.
-unsafe impl DeviceRepr for Parameter {}
 
 impl Machine for Device {
     fn limits(&self) -> Limits {
@@ -140,17 +147,32 @@ impl Machine for Device {
         let mut parameter = Parameter([0; Parameter::BYTES]);
         parameter.0[..call.operands().len()].copy_from_slice(call.operands());
         let [across, down] = call.blocks();
-        let grid = LaunchConfig {
-            grid_dim: (across, down, 1),
-            block_dim: (call.kernel().threads(), 1, 1),
-            shared_mem_bytes: call.shared_bytes(),
+        let mut early = CUlaunchAttribute_st {
+            id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: CUlaunchAttributeValue_union { programmaticStreamSerializationAllowed: 1 },
         };
-        let mut arguments = self.stream.launch_builder(&function);
+        let config = CUlaunchConfig {
+            gridDimX: across,
+            gridDimY: down,
+            gridDimZ: 1,
+            blockDimX: call.kernel().threads(),
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: call.shared_bytes(),
+            hStream: self.stream.cu_stream(),
+            attrs: &raw mut early,
+            numAttrs: u32::from(self.begins_early && call.kernel().begins_early()),
+        };
+        self.bind("launching a kernel")?;
+        let mut arguments = [(&raw mut parameter).cast::<c_void>()];
         // SAFETY: a `Call` is made by this crate alone, for the struct of its kernel, from buffers whose lengths it has
         // checked; the tests run the same calls with a forbidden page behind each buffer. Buffers outlive the launch,
-        // because freeing them is queued on the same stream.
-        unsafe { arguments.arg(&parameter).launch(grid) }.map_err(failed("launching a kernel"))?;
-        Ok(())
+        // because freeing them is queued on the same stream; a kernel that begins early waits for those before it, and so
+        // is done after them. The driver copies arguments and attributes before it returns.
+        unsafe { cuLaunchKernelEx(&raw const config, function.cu_function(), arguments.as_mut_ptr(), null_mut()) }
+            .result()
+            .map_err(failed("launching a kernel"))
     }
 
     fn multiply(&self, product: &DenseProduct) -> Result<()> {

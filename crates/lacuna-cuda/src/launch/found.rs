@@ -97,7 +97,7 @@ pub(super) fn describe(context: &Arc<CudaContext>) -> Result<Gpu, cudarc::driver
     })
 }
 
-fn driver_version() -> Option<(u32, u32)> {
+pub(super) fn driver_version() -> Option<(u32, u32)> {
     let mut version = 0;
     // SAFETY: the library is there, and `version` outlives the call.
     let done = unsafe { cudarc::driver::sys::cuDriverGetVersion(&raw mut version) };

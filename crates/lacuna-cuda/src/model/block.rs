@@ -141,7 +141,7 @@ impl Block {
         let (queries, keys) = (self.config.heads * self.config.head_dim, self.config.kv_heads * self.config.head_dim);
         match (&self.linears.qkv, &mut scratch.qkv) {
             (Qkv::Apart(linears), Qkv::Apart(outs)) => {
-                linears.iter().zip(outs).try_for_each(|(linear, out)| linear.forward(machine, x, out))?;
+                Linear::forward_all(machine, x, linears.iter().zip(outs).collect())?;
             }
             (Qkv::Together(linear), Qkv::Together(out)) => linear.forward(machine, x, out)?,
             _ => unreachable!("weights and scratch are made from one config"),
@@ -161,8 +161,7 @@ impl Block {
         let x = input.of(hidden, normed);
         match (&self.linears.gate, factor) {
             (Some(gate), Some(factor)) => {
-                gate.forward(machine, x, inner)?;
-                self.linears.up.forward(machine, x, factor)?;
+                Linear::forward_all(machine, x, vec![(gate, &mut *inner), (&self.linears.up, factor)])?;
                 ops::activate(machine, self.config.activation, inner, Some(factor))
             }
             _ => {

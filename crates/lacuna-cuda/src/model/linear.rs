@@ -65,6 +65,18 @@ impl Linear {
         }
     }
 
+    /// `y = W x + b` of some layers: of sparse ones together.
+    pub fn forward_all(machine: &dyn Machine, x: &Activations, all: Vec<(&Self, &mut Activations)>) -> Result<()> {
+        let mut sparse = vec![];
+        for (layer, y) in all {
+            match layer {
+                Self::Sparse(weight) => sparse.push((&**weight, y)),
+                Self::Dense(..) => layer.forward(machine, x, y)?,
+            }
+        }
+        Sparse::multiply_all(machine, x, &mut sparse)
+    }
+
     /// `y += W x + b`.
     pub fn add(&self, machine: &dyn Machine, x: &Activations, y: &mut Activations) -> Result<()> {
         match self {

@@ -306,6 +306,14 @@ inline void __syncwarp() {
     emulate::meet(emulate::warp().party, "__syncwarp", [] {});
 }
 
+// Kernels run one after the other, and so do blocks of one.
+inline void let_next_begin() {}
+inline void wait_for_previous() {}
+inline void prefetch(const void *) {}
+inline void publish() {}
+inline u32 count_up(u32 *counter) { return (*counter)++; }
+inline float load_fresh(const float *from) { return *from; }
+
 inline u8 *shared_memory() { return emulate::aligned_shared(); }
 inline u32 shared_address(const void *pointer) { return (u32)((const u8 *)pointer - emulate::aligned_shared()); }
 
@@ -440,6 +448,8 @@ inline float shuffle_xor(float x, int mask) {
     });
     return w.received[me];
 }
+
+inline u32 shuffle_xor(u32 x, int mask) { return emulate::float_bits(shuffle_xor(emulate::bits_float(x), mask)); }
 
 inline float as_float(u32 bits) { return emulate::bits_float(bits); }
 

@@ -175,7 +175,7 @@ int main() {
     std::map<std::string, Kernel> kernels;
 #undef LACUNA_KERNEL
 #undef LACUNA_CLUSTER_KERNEL
-#define LACUNA_KERNEL(name, threads, ...) kernels[#name] = {run<__VA_ARGS__::Operands, name>, 1};
+#define LACUNA_KERNEL(name, threads, blocks, ...) kernels[#name] = {run<__VA_ARGS__::Operands, name>, 1};
 #define LACUNA_CLUSTER_KERNEL(name, threads, cluster, ...) kernels[#name] = {run<__VA_ARGS__::Operands, name>, cluster};
 #include "kernels.inc"
     u8 command;
