@@ -56,10 +56,12 @@ template <class Half, int QUERIES> struct Attend {
     /// Features of a lane; heads have up to 32 times as many.
     static constexpr int FEATURES = 8;
     static constexpr int WIDTH = FEATURES * LANES;
+    /// Of a warp: products of features before they are added up.
+    static constexpr int PRODUCTS = QUERIES == 1 ? LANES * (LANES + 1) : 0;
+    static constexpr int LEFT = PRODUCTS > QUERIES * WIDTH ? PRODUCTS : QUERIES * WIDTH;
     static constexpr float NOTHING = -1e30f;
-    /// Loads that are on their way together, and those of values that are on their way before the weights are known.
+    /// Loads that are on their way together.
     static constexpr int AHEAD = QUERIES == 1 ? 8 : 4;
-    static constexpr int EARLY = QUERIES == 1 ? 8 : 2;
     /// A block has so many positions before another one shares them: what that saves has to pay for adding up.
     static constexpr u32 SHARE = 2 * WARPS * LANES;
 
@@ -76,12 +78,13 @@ template <class Half, int QUERIES> struct Attend {
     /// Lanes that have a row of values together, and rows that the warp has at once; lanes that are left over have none.
     u32 across = p.row / FEATURES;
     u32 rows = LANES / across;
-    // Shared memory: queries [QUERIES, row]; weights of positions [WARPS, QUERIES, LANES]; at the end, of each warp,
-    // sums [WARPS, QUERIES, LANES, FEATURES], maxima and totals [WARPS, QUERIES].
+    // Shared memory: queries [QUERIES, row]; weights of positions [WARPS, QUERIES, LANES]; products [WARPS, LANES,
+    // across + 1] and, at the end, there, of each warp, sums [WARPS, QUERIES, LANES, FEATURES], maxima and totals [WARPS,
+    // QUERIES].
     float *queries = (float *)shared_memory();
     float *weights = queries + QUERIES * p.row;
     float *sums_of = weights + WARPS * QUERIES * LANES;
-    float *maxima = sums_of + WARPS * QUERIES * WIDTH;
+    float *maxima = sums_of + WARPS * LEFT;
     float *totals = maxima + WARPS * QUERIES;
 
     LACUNA_DEVICE Attend(const Attention &attention) : p(attention) {}
@@ -132,21 +135,58 @@ template <class Half, int QUERIES> struct Attend {
         }
     }
 
-    /// The values of one of 32 positions. What is past the last may be no number, and nothing times it none either: there
-    /// it is those of the last.
-    LACUNA_DEVICE uint4 value(u32 begin, u32 end, u32 j) const {
-        const u16 *values = p.values + cache + lane % across * FEATURES;
+    /// What a lane has of some of 32 positions, from `first` on, of keys or values. What is past the last position may be no
+    /// number, and nothing times it none either: there it is that of the last.
+    LACUNA_DEVICE void fetch(uint4 (&pieces)[AHEAD], const u16 *of, u32 begin, u32 end, u32 first) const {
+        const u16 *own = of + cache + lane % across * FEATURES;
         u32 last = end - 1 - begin;
-        return *(const uint4 *)(values + (u64)(begin + (j < last ? j : last)) * p.row);
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            u32 j = first + i * rows;
+            pieces[i] = j < LANES ? *(const uint4 *)(own + (u64)(begin + (j < last ? j : last)) * p.row) : uint4{};
+        }
     }
 
-    LACUNA_DEVICE static void mix(float (&sums)[QUERIES][FEATURES], const uint4 &value, const float *weights) {
-        float v[FEATURES];
-        widen(v, value);
+    /// The score of the position of this lane for a single query: as for values a lane has 8 features of every so-manieth
+    /// position, so that what lanes load lies together, and they add up in shared memory. More queries make up for loads
+    /// that do not.
+    LACUNA_DEVICE float score_one(u32 begin, u32 end, u32 first_row) const {
+        float *products = sums_of + warp * LEFT;
+        const float *query = queries + lane % across * FEATURES;
+        for (u32 first = first_row; first < LANES; first += AHEAD * rows) {
+            uint4 keys[AHEAD];
+            fetch(keys, p.keys, begin, end, first);
 #pragma unroll
-        for (int q = 0; q < QUERIES; q++) {
+            for (int i = 0; i < AHEAD; i++) {
+                u32 j = first + i * rows;
+                float k[FEATURES], product = 0.0f;
+                widen(k, keys[i]);
 #pragma unroll
-            for (int f = 0; f < FEATURES; f++) sums[q][f] += weights[q * LANES] * v[f];
+                for (int f = 0; f < FEATURES; f++) product += k[f] * query[f];
+                if (j < LANES) products[j * (across + 1) + lane % across] = product;
+            }
+        }
+        __syncwarp();
+        float score = 0.0f;
+#pragma unroll AHEAD
+        for (u32 c = 0; c < across; c++) score += products[lane * (across + 1) + c];
+        return score;
+    }
+
+    /// Adds values of some positions by their weights.
+    LACUNA_DEVICE void mix(float (&sums)[QUERIES][FEATURES], const uint4 (&values)[AHEAD], const float *own,
+                           u32 first) const {
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            u32 j = first + i * rows;
+            float v[FEATURES];
+            widen(v, values[i]);
+#pragma unroll
+            for (int q = 0; q < QUERIES; q++) {
+                float weight = j < LANES ? own[q * LANES + j] : 0.0f;
+#pragma unroll
+                for (int f = 0; f < FEATURES; f++) sums[q][f] += weight * v[f];
+            }
         }
     }
 
@@ -188,13 +228,12 @@ template <class Half, int QUERIES> struct Attend {
         bool busy = (u32)lane < rows * across;
         for (u32 chunk = begin / LANES + split * WARPS + warp; chunk * LANES < end; chunk += sharing * WARPS) {
             u32 position = chunk * LANES + lane, first_row = busy ? lane / across : LANES;
-            uint4 early[EARLY];
-#pragma unroll
-            for (int i = 0; i < EARLY; i++) {
-                early[i] = first_row + i * rows < LANES ? value(chunk * LANES, end, first_row + i * rows) : uint4{};
-            }
+            // The first values are on their way before their weights are known.
+            uint4 values[AHEAD];
+            fetch(values, p.values, chunk * LANES, end, first_row);
             float scores[QUERIES] = {};
-            if (position < end) score(scores, position);
+            if constexpr (QUERIES == 1) scores[0] = score_one(chunk * LANES, end, first_row);
+            else if (position < end) score(scores, position);
 #pragma unroll
             for (int q = 0; q < QUERIES; q++) {
                 bool seen = position >= starts[q] && position < ends[q];
@@ -208,13 +247,10 @@ template <class Half, int QUERIES> struct Attend {
                 for (int f = 0; f < FEATURES; f++) sums[q][f] *= shrink;
             }
             __syncwarp();
-#pragma unroll
-            for (int i = 0; i < EARLY; i++) {
-                if (first_row + i * rows < LANES) mix(sums, early[i], own + first_row + i * rows);
-            }
-#pragma unroll AHEAD
-            for (u32 j = first_row + EARLY * rows; j < LANES; j += rows) {
-                mix(sums, value(chunk * LANES, end, j), own + j);
+            mix(sums, values, own, first_row);
+            for (u32 first = first_row + AHEAD * rows; first < LANES; first += AHEAD * rows) {
+                fetch(values, p.values, chunk * LANES, end, first);
+                mix(sums, values, own, first);
             }
             __syncwarp();
         }
@@ -232,7 +268,7 @@ template <class Half, int QUERIES> struct Attend {
                 totals[warp * QUERIES + q] = all;
             }
 #pragma unroll
-            for (int f = 0; f < FEATURES; f++) sums_of[(warp * QUERIES + q) * WIDTH + lane * FEATURES + f] = sums[q][f];
+            for (int f = 0; f < FEATURES; f++) sums_of[warp * LEFT + q * WIDTH + lane * FEATURES + f] = sums[q][f];
         }
         __syncthreads();
         for (u32 i = threadIdx.x; i < count * p.features; i += THREADS) {
@@ -243,7 +279,7 @@ template <class Half, int QUERIES> struct Attend {
 #pragma unroll
             for (int w = 0; w < WARPS; w++) {
                 float weight = expf(maxima[w * QUERIES + q] - most), part = 0.0f;
-                for (u32 r = 0; r < rows; r++) part += sums_of[(w * QUERIES + q) * WIDTH + r * p.row + feature];
+                for (u32 r = 0; r < rows; r++) part += sums_of[w * LEFT + q * WIDTH + r * p.row + feature];
                 mixed += weight * part;
                 all += weight * totals[w * QUERIES + q];
             }

@@ -90,7 +90,8 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
     static constexpr u32 STAGE_BYTES = SCALES + (Values::SCALED ? ROWS * sizeof(u16) : 0);
     /// What a warp has of shared memory: its slabs and of many tokens x, at the end its sums [rows, tokens].
     static constexpr u32 FETCHED = STAGES * STAGE_BYTES;
-    static constexpr u32 SLAB_BYTES = FETCHED + (N_TILES > 1 ? WIDTH * STEPS * LANES * sizeof(u16) : 0);
+    static constexpr u32 TILE_BYTES = (STEPS * LANES + 2) * sizeof(uint4);
+    static constexpr u32 SLAB_BYTES = FETCHED + (N_TILES > 1 ? N_TILES * TILE_BYTES : 0);
     static constexpr u32 SUM_BYTES = ROWS * WIDTH * sizeof(float);
     static constexpr u32 WARP_BYTES = SLAB_BYTES > SUM_BYTES ? SLAB_BYTES : SUM_BYTES;
     using Sums = float[M_TILES][N_TILES][4];
@@ -103,6 +104,7 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
     int lane = threadIdx.x % LANES;
     u32 first_m_tile;
     u32 first_token = blockIdx.y * WIDTH;
+    u32 piece = lane % N_TILES;
     u8 *own = shared_memory() + warp * WARP_BYTES;
 
     LACUNA_DEVICE Decode(const Products &products)
@@ -148,7 +150,7 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
         for (int i = 0; i < AT_ONCE; i++) {
 #pragma unroll
             for (int step = 0; step < STEPS; step++) {
-                u32 from = is_slab(turn + i) ? column(turn + i, step) : NO_COLUMN;
+                u32 from = is_slab(turn + i) ? column(turn + i, step * LANES + lane) : NO_COLUMN;
                 rows[i][step] = from == NO_COLUMN ? nullptr : row_at(p.x + first_token, from, p.stride * sizeof(u16));
                 b[i][step][0] = uint4{};
             }
@@ -180,43 +182,40 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
         }
     }
 
-    /// Fetches x of a slab for many tokens, whose rows are padded to 16 bytes: lane l k-row l of the registers' order.
-    LACUNA_DEVICE void fetch_many(uint4 (&x)[STEPS][N_TILES], u32 turn) const {
+    /// Fetches x of a slab for many tokens, whose rows are padded to 16 bytes: neighbouring lanes pieces of one row.
+    LACUNA_DEVICE void fetch_many(uint4 (&x)[STEPS * N_TILES], u32 turn) const {
+        u32 token = first_token + piece * TOKENS;
 #pragma unroll
-        for (int step = 0; step < STEPS; step++) {
-            u32 from = is_slab(turn) ? column(turn, step) : NO_COLUMN;
-            const u16 *row = row_at(p.x + first_token, from, p.stride * sizeof(u16));
-#pragma unroll
-            for (int j = 0; j < N_TILES; j++) {
-                bool there = from != NO_COLUMN && first_token + j * TOKENS < p.tokens;
-                x[step][j] = there ? *(const uint4 *)(row + j * TOKENS) : uint4{};
-            }
+        for (int i = 0; i < STEPS * N_TILES; i++) {
+            u32 from = is_slab(turn) && token < p.tokens ? column(turn, row_of(i)) : NO_COLUMN;
+            const u16 *row = row_at(p.x + token, from, p.stride * sizeof(u16));
+            x[i] = from != NO_COLUMN ? *(const uint4 *)row : uint4{};
         }
     }
 
-    /// Makes B's registers of it, by way of shared memory, [N_TILES, steps, lanes, 8 tokens]. Row 2 t + n of matrix i is the
-    /// 2 i + n-th of those that the registers of lanes 4 g + t have.
-    LACUNA_DEVICE void gather_many(uint4 (&b)[STEPS][N_TILES], const uint4 (&x)[STEPS][N_TILES]) const {
-        u32 row = lane % 8 / 2 * 8 + lane / 8 * 2 + lane % 2;
+    /// Makes B's registers of it by way of shared memory, [N_TILES, steps, lanes, 8 tokens] with a gap behind each tile, so
+    /// that pieces of a row lie in different banks. Of the registers' order the 8 t + 2 i + n-th row is k-row 8 i + 2 t + n.
+    LACUNA_DEVICE void gather_many(uint4 (&b)[STEPS][N_TILES], const uint4 (&x)[STEPS * N_TILES]) const {
 #pragma unroll
-        for (int step = 0; step < STEPS; step++) {
-#pragma unroll
-            for (int j = 0; j < N_TILES; j++) ((uint4 *)(own + FETCHED))[(j * STEPS + step) * LANES + lane] = x[step][j];
+        for (int i = 0; i < STEPS * N_TILES; i++) {
+            u32 at = row_of(i), k_row = at / LANES * LANES + at % 8 / 2 * 8 + at % LANES / 8 * 2 + at % 2;
+            *(uint4 *)(own + FETCHED + piece * TILE_BYTES + k_row * sizeof(uint4)) = x[i];
         }
         __syncwarp();
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
 #pragma unroll
             for (int j = 0; j < N_TILES; j++) {
-                u32 rows = shared_address(own + FETCHED) + (j * STEPS + step) * LANES * sizeof(uint4);
-                b[step][j] = ldmatrix_transposed(rows + row * sizeof(uint4));
+                u32 rows = shared_address(own + FETCHED) + j * TILE_BYTES + step * LANES * sizeof(uint4);
+                b[step][j] = ldmatrix_transposed(rows + lane * sizeof(uint4));
             }
         }
     }
 
-    LACUNA_DEVICE u32 column(u32 turn, int step) const {
-        return ((const u32 *)(stage(turn) + COLUMNS))[step * LANES + lane];
-    }
+    /// The row, in the registers' order, of which this lane fetches a piece in its i-th load.
+    LACUNA_DEVICE u32 row_of(int i) const { return i * (LANES / N_TILES) + lane / N_TILES; }
+
+    LACUNA_DEVICE u32 column(u32 turn, u32 row) const { return ((const u32 *)(stage(turn) + COLUMNS))[row]; }
 
     LACUNA_DEVICE void add_slab(Sums &sums, const u8 *slab, const uint4 (&b)[STEPS][N_TILES]) const {
 #pragma unroll
@@ -307,7 +306,7 @@ template <class Half, class Values, int M_TILES, int N_TILES, int WARPS, int STA
 
     /// The same of many tokens: while a slab is multiplied, x of the next is on its way.
     LACUNA_DEVICE void add_many(Sums &sums) const {
-        uint4 x[STEPS][N_TILES], b[STEPS][N_TILES];
+        uint4 x[STEPS * N_TILES], b[STEPS][N_TILES];
         cp_async_wait<STAGES - 1>();
         __syncwarp();
         fetch_many(x, 0);

@@ -91,7 +91,8 @@ fn decode_shared(codes: Codes, m_tiles: u32, n_tiles: u32) -> u32 {
     // Metadata is that of a strip.
     let stage = m_tiles * values + 4 * LANES as usize * size_of::<u32>() + SLAB_K * size_of::<u32>() + scales;
     let width = (n_tiles * TOKENS) as usize;
-    let fetched = if n_tiles > 1 { SLAB_K * width * size_of::<u16>() } else { 0 };
+    // With a gap behind each tile.
+    let fetched = if n_tiles > 1 { n_tiles as usize * (SLAB_K + 2) * TOKENS as usize * size_of::<u16>() } else { 0 };
     let sums = m_tiles * TILE_ROWS * width * size_of::<f32>();
     decode_warps(n_tiles) * (decode_stages(n_tiles) * stage + fetched).max(sums) as u32
 }

@@ -315,7 +315,9 @@ pub fn attend(
         .float((features as f32).sqrt().recip());
     // Of each query itself; of each warp weights, sums, a maximum and a total.
     let warps = attention_warps(queries_of_tile);
-    let floats = queries_of_tile * (row + warps * (LANES + MOST_HEAD_FEATURES + 2));
+    let products = if queries_of_tile == 1 { LANES * (LANES + 1) } else { 0 };
+    let left = products.max(queries_of_tile * MOST_HEAD_FEATURES);
+    let floats = queries_of_tile * (row + warps * (LANES + 2)) + warps * left;
     launch(machine, kernel, [places.tile_count * places.splits, kv_heads], floats * size_of::<f32>(), operands)
 }
 
