@@ -14,7 +14,7 @@ template <class Half, int SHARING, int CLUSTER> struct PrefillBulk {
     static constexpr int WARPS_DOWN = 4, WARPS_ACROSS = 2, WARPS = WARPS_DOWN * WARPS_ACROSS;
     static constexpr int FETCH_WARPS = 4, FETCH_THREADS = FETCH_WARPS * LANES;
     /// Of a thread. All 12 warps begin with 168; what the two groups of 4 that multiply gain, the third gives.
-    static constexpr int FETCH_REGISTERS = 88, MULTIPLY_REGISTERS = 208;
+    static constexpr int FETCH_REGISTERS = 40, MULTIPLY_REGISTERS = 232;
     static constexpr int M_TILES = 4, N_TILES = 8;
     static constexpr int BLOCK_ROWS = WARPS_DOWN * M_TILES * TILE_ROWS;
     static constexpr int BLOCK_TOKENS = WARPS_ACROSS * N_TILES * TOKENS;
@@ -23,12 +23,11 @@ template <class Half, int SHARING, int CLUSTER> struct PrefillBulk {
     static constexpr u32 PITCH = BLOCK_TOKENS * 2;
     /// m-tiles that share their columns; the warp gathers once for each such run
     static constexpr int RUNS = M_TILES / SHARING;
+    /// Slabs of the inner loop: with two, fragments of the next slab need not be moved. With two runs registers do not do.
+    static constexpr int UNROLLED = RUNS == 2 ? 1 : 2;
     /// 16 bytes of a row of x, and rows that are copied at once
     static constexpr u32 CHUNKS = BLOCK_TOKENS / 8;
     static constexpr u32 FETCH_ROWS = FETCH_THREADS / CHUNKS;
-    /// fours of places that a thread has at once, and all threads' together
-    static constexpr int ROUNDS = 4;
-    static constexpr u32 ROUND_PLACES = ROUNDS * 4 * FETCH_ROWS;
 
     /// Bytes of a strip and slab.
     static constexpr u32 VALUE_BYTES = STEPS * STRIP_TILES * LANES * sizeof(uint4);
@@ -88,37 +87,26 @@ template <class Half, int SHARING, int CLUSTER> struct PrefillBulk {
         if (++ahead.list == 2 * p.stages) ahead.list = 0;
     }
 
-    /// Where this thread's 8 tokens of a tile begin in x, if there are such.
-    struct Source {
-        const u16 *x;
-        bool inside;
-    };
-    LACUNA_DEVICE Source source(u32 tile) const {
-        u32 token = tile_token(tile) + threadIdx.x % CHUNKS * 8;
-        return Source{p.x + token, token < p.stride};
-    }
-
-    /// The fetching warps. A thread has 8 tokens of 4 neighbouring places, and of those 4 times FETCH_ROWS further on.
-    ///
-    /// At odd places the two halves of 32 bytes change places, for which asynchronous copies fetch all 32 bytes twice: so
-    /// these go through registers, on their way before there is an empty stage for them.
+    /// The fetching warps.
     LACUNA_DEVICE void fetch() const {
         u32 thread = threadIdx.x - WARPS * LANES, strip = warp - WARPS;
         bool mine = lane == 0 && strip % CLUSTER == blockIdx.y;
+        // Of x, 8 tokens of the columns at 4 places in a row, and of those 4 times FETCH_ROWS further on.
         u32 first_place = thread / CHUNKS * 4;
-        u32 copied_to = stages_at + X + first_place * PITCH;
+        u32 copied_to = stages_at + X + first_place * PITCH, chunk = thread % CHUNKS ^ (first_place & 4);
         Ahead ahead{blockIdx.x};
         if (thread == 0) {
             for (u32 stage = 0; stage < p.stages; stage++) fetch_list(ahead);
         }
-        __syncwarp();
         Ring ring, lists;
-        uint4 odd[2 * ROUNDS];
-        barrier_wait(listed(0), 0);
-        load_odd(odd, list_at(0), source(blockIdx.x), first_place);
         for (u32 tile = blockIdx.x; tile < tiles; tile += p.blocks) {
-            Source x = source(tile);
             u64 first_slab = (u64)(tile_row(tile) / TILE_ROWS / STRIP_TILES + strip) * p.slabs;
+            const u8 *values = (const u8 *)p.values + first_slab * VALUE_BYTES;
+            const u8 *metadata = (const u8 *)p.metadata + first_slab * METADATA_BYTES;
+            const u8 *places = (const u8 *)p.places + first_slab * PLACE_BYTES;
+            u32 token = tile_token(tile) + thread % CHUNKS * 8;
+            bool inside = token < p.stride;
+            const u16 *x = p.x + token;
             for (u32 slab = 0; slab < p.slabs; slab++) {
                 barrier_wait(empty(ring.at), ring.parity ^ 1);
                 if (thread == 0) {
@@ -126,75 +114,41 @@ template <class Half, int SHARING, int CLUSTER> struct PrefillBulk {
                     fetch_list(ahead);
                     barrier_expect(full(ring.at), X);
                 }
-                if (mine) fetch_strip(stages_at + ring.offset, strip, first_slab + slab, full(ring.at));
+                if (mine) {
+                    u32 to = stages_at + ring.offset;
+                    bulk_copy<CLUSTER>(to + strip * VALUE_BYTES, values, VALUE_BYTES, full(ring.at));
+                    bulk_copy<CLUSTER>(to + METADATA + strip * METADATA_BYTES, metadata, METADATA_BYTES, full(ring.at));
+                    bulk_copy<CLUSTER>(to + PLACES + strip * PLACE_BYTES, places, PLACE_BYTES, full(ring.at));
+                    values += VALUE_BYTES, metadata += METADATA_BYTES, places += PLACE_BYTES;
+                }
                 __syncwarp();
-                u32 list = list_at(lists.at);
-                lists.advance(2 * p.stages, 0);
-                for (u32 place = first_place; place < p.slab_places; place += ROUND_PLACES) {
-                    u32 to = copied_to + ring.offset + (place - first_place) * PITCH;
-                    copy_even(to, list, x, place);
-                    store_odd(to, odd, place);
-                    u32 then = slab + 1 < p.slabs ? tile : tile + p.blocks;
-                    if (place + ROUND_PLACES < p.slab_places) {
-                        load_odd(odd, list, x, place + ROUND_PLACES);
-                    } else if (then < tiles) {
-                        barrier_wait(listed(lists.at), lists.parity);
-                        load_odd(odd, list_at(lists.at), source(then), first_place);
-                    }
+                barrier_wait(listed(lists.at), lists.parity);
+                u32 list = list_at(lists.at), to = copied_to + ring.offset;
+#pragma unroll 2
+                for (u32 place = first_place; place < p.slab_places; place += 4 * FETCH_ROWS) {
+                    uint4 columns = load_shared(list + place * sizeof(u32));
+                    copy(to + (chunk << 4), x, columns.x, inside);
+                    copy(to + PITCH + ((chunk ^ 1) << 4), x, columns.y, inside);
+                    copy(to + 2 * PITCH + ((chunk ^ 2) << 4), x, columns.z, inside);
+                    copy(to + 3 * PITCH + ((chunk ^ 3) << 4), x, columns.w, inside);
+                    to += 4 * FETCH_ROWS * PITCH;
                 }
                 barrier_arrive_after_copies(full(ring.at));
-                barrier_arrive<1>(full(ring.at), 0);
                 ring.advance(p.stages, stage_bytes);
+                lists.advance(2 * p.stages, 0);
             }
         }
     }
 
-    /// Of W's side, a strip.
-    LACUNA_DEVICE void fetch_strip(u32 to, u32 strip, u64 slab, u32 barrier) const {
-        bulk_copy<CLUSTER>(to + strip * VALUE_BYTES, (const u8 *)p.values + slab * VALUE_BYTES, VALUE_BYTES, barrier);
-        bulk_copy<CLUSTER>(to + METADATA + strip * METADATA_BYTES, (const u8 *)p.metadata + slab * METADATA_BYTES,
-                           METADATA_BYTES, barrier);
-        bulk_copy<CLUSTER>(to + PLACES + strip * PLACE_BYTES, (const u8 *)p.places + slab * PLACE_BYTES, PLACE_BYTES, barrier);
-    }
-
-    LACUNA_DEVICE void copy_even(u32 to, u32 list, const Source &from, u32 place) const {
-        u32 chunk = threadIdx.x % CHUNKS ^ (place & 4);
-#pragma unroll
-        for (int i = 0; i < ROUNDS; i++, place += 4 * FETCH_ROWS, to += 4 * FETCH_ROWS * PITCH) {
-            if (place >= p.slab_places) break;
-            uint4 columns = load_shared(list + place * sizeof(u32));
-            cp_async(to + (chunk << 4), row(from, columns.x), from.inside && columns.x != NO_COLUMN);
-            cp_async(to + 2 * PITCH + ((chunk ^ 2) << 4), row(from, columns.z), from.inside && columns.z != NO_COLUMN);
-        }
-    }
-
-    LACUNA_DEVICE void load_odd(uint4 (&odd)[2 * ROUNDS], u32 list, const Source &from, u32 place) const {
-#pragma unroll
-        for (int i = 0; i < ROUNDS; i++, place += 4 * FETCH_ROWS) {
-            if (place >= p.slab_places) break;
-            uint4 columns = load_shared(list + place * sizeof(u32));
-            odd[2 * i] = load_once(row(from, columns.y), from.inside && columns.y != NO_COLUMN);
-            odd[2 * i + 1] = load_once(row(from, columns.w), from.inside && columns.w != NO_COLUMN);
-        }
-    }
-
-    LACUNA_DEVICE void store_odd(u32 to, const uint4 (&odd)[2 * ROUNDS], u32 place) const {
-        u32 chunk = threadIdx.x % CHUNKS ^ (place & 4);
-#pragma unroll
-        for (int i = 0; i < ROUNDS; i++, place += 4 * FETCH_ROWS, to += 4 * FETCH_ROWS * PITCH) {
-            if (place >= p.slab_places) break;
-            store_shared(to + PITCH + ((chunk ^ 1) << 4), odd[2 * i]);
-            store_shared(to + 3 * PITCH + ((chunk ^ 3) << 4), odd[2 * i + 1]);
-        }
-    }
-
-    LACUNA_DEVICE const u16 *row(const Source &from, u32 column) const {
-        return row_at(from.x, column, p.stride * sizeof(u16));
+    LACUNA_DEVICE void copy(u32 to, const u16 *x, u32 column, bool inside) const {
+        cp_async(to, row_at(x, column, p.stride * sizeof(u16)), inside && column != NO_COLUMN);
     }
 
     /// What a multiplying warp keeps of a slab in registers, beside its values.
     struct Slab {
-        u32 metadata[M_TILES], places[RUNS];
+        u32 metadata[M_TILES];
+        /// where the k-row of this lane begins, of this warp's tokens, in both steps
+        u32 rows[STEPS][RUNS];
     };
 
     /// `stage` is where the stage's part of this lane begins.
@@ -203,18 +157,14 @@ template <class Half, int SHARING, int CLUSTER> struct PrefillBulk {
         for (int i = 0; i < M_TILES; i++) to[i] = load_shared(from + i * (LANES * 16));
     }
 
-    LACUNA_DEVICE void load_slab(Slab &slab, u32 metadata, u32 places) const {
+    LACUNA_DEVICE void load_slab(Slab &slab, u32 metadata, u32 places, u32 x) const {
         *(uint4 *)slab.metadata = load_shared(metadata);
 #pragma unroll
         for (int run = 0; run < RUNS; run++) {
-            slab.places[run] = load_shared_short(places + run * (LANES * 2));
+            u32 both = load_shared_short(places + run * (LANES * 2));
+            slab.rows[0][run] = x + (both & 0xff) * PITCH + ((both & 7) << 4);
+            slab.rows[1][run] = x + (both >> 8) * PITCH + ((both >> 8 & 7) << 4);
         }
-    }
-
-    /// Where the k-row of this lane begins, of this warp's tokens.
-    LACUNA_DEVICE static u32 row_at_place(u32 x, u32 places, int step) {
-        u32 place = places >> 8 * step & 0xff;
-        return x + place * PITCH + ((place & 7) << 4);
     }
 
     /// The multiplying warps.
@@ -232,18 +182,12 @@ template <class Half, int SHARING, int CLUSTER> struct PrefillBulk {
             Slab now, next;
             barrier_wait(full(ring.at), ring.parity);
             load_values(values[0], values_at + ring.offset);
-            load_slab(now, metadata_at + ring.offset, places_at + ring.offset);
-            uint4 b = ldmatrix_transposed(row_at_place(x_at + ring.offset, now.places[0], 0));
-#pragma unroll 1
+            load_slab(now, metadata_at + ring.offset, places_at + ring.offset, x_at + ring.offset);
+            uint4 b = ldmatrix_transposed(now.rows[0][0]);
+#pragma unroll UNROLLED
             for (u32 left = p.slabs; left > 0; left--) {
                 u32 before = ring.at, offset = ring.offset;
                 ring.advance(p.stages, stage_bytes);
-                u32 rows[STEPS][RUNS];
-#pragma unroll
-                for (int run = 0; run < RUNS; run++) {
-                    rows[0][run] = row_at_place(x_at + offset, now.places[run], 0);
-                    rows[1][run] = row_at_place(x_at + offset, now.places[run], 1);
-                }
 #pragma unroll
                 for (int step = 0; step < STEPS; step++) {
 #pragma unroll
@@ -255,15 +199,15 @@ template <class Half, int SHARING, int CLUSTER> struct PrefillBulk {
                             } else if (left > 1) {
                                 barrier_wait(full(ring.at), ring.parity);
                                 load_values(values[0], values_at + ring.offset);
-                                load_slab(next, metadata_at + ring.offset, places_at + ring.offset);
+                                load_slab(next, metadata_at + ring.offset, places_at + ring.offset, x_at + ring.offset);
                             }
                         }
                         // The next gather is on its way while this one is multiplied.
                         uint4 next_b;
                         int then = gather + 1;
-                        if (then < N_TILES * RUNS) next_b = ldmatrix_transposed(rows[step][then % RUNS] ^ (u32)(then / RUNS << 4));
-                        else if (step == 0) next_b = ldmatrix_transposed(rows[1][0]);
-                        else if (left > 1) next_b = ldmatrix_transposed(row_at_place(x_at + ring.offset, next.places[0], 0));
+                        if (then < N_TILES * RUNS) next_b = ldmatrix_transposed(now.rows[step][then % RUNS] ^ (u32)(then / RUNS << 4));
+                        else if (step == 0) next_b = ldmatrix_transposed(now.rows[1][0]);
+                        else if (left > 1) next_b = ldmatrix_transposed(next.rows[0][0]);
 #pragma unroll
                         for (int i = run * SHARING; i < (run + 1) * SHARING; i++) {
                             if (step == 0) Half::template mma_sp<0>(sums[i][j], values[0][i], b, now.metadata[i]);
@@ -320,7 +264,7 @@ template <class Half, int SHARING, int CLUSTER> struct PrefillBulk {
     LACUNA_DEVICE void run() const {
         if (threadIdx.x == 0) {
             for (u32 stage = 0; stage < p.stages; stage++) {
-                barrier_begin(full(stage), 1 + 2 * FETCH_THREADS);
+                barrier_begin(full(stage), 1 + FETCH_THREADS);
                 barrier_begin(empty(stage), WARPS * CLUSTER);
                 barrier_begin(listed(2 * stage), 1);
                 barrier_begin(listed(2 * stage + 1), 1);

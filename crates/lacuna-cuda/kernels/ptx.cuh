@@ -126,22 +126,6 @@ LACUNA_DEVICE u32 load_shared_short(u32 from) {
     asm volatile("ld.shared.u16 %0, [%1];" : "=h"(r) : "r"(from) : "memory");
     return r;
 }
-/// 16 bytes that no kernel writes meanwhile and nobody will read here again, or zeros.
-LACUNA_DEVICE uint4 load_once(const u16 *from, bool there) {
-    uint4 r;
-    asm volatile("{.reg .pred there;\n\t"
-                 "setp.ne.u32 there, %5, 0;\n\t"
-                 "mov.u32 %0, 0;\n\tmov.u32 %1, 0;\n\tmov.u32 %2, 0;\n\tmov.u32 %3, 0;\n\t"
-                 "@there ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];}"
-                 : "=&r"(r.x), "=&r"(r.y), "=&r"(r.z), "=&r"(r.w)
-                 : "l"(from), "r"((u32)there));
-    return r;
-}
-
-LACUNA_DEVICE void store_shared(u32 to, uint4 x) {
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
-}
-
 // From sm_90 on. PTX ISA, "mbarrier" and "cp.async.bulk". A phase of a barrier ends when as many have arrived as it was begun
 // with, and as many bytes as were expected; its parity is that of the number of phases before it.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

@@ -353,9 +353,6 @@ inline u32 load_shared_short(u32 from) {
     std::memcpy(&r, emulate::shared_at(from & ~15u) + from % 16, sizeof r);
     return r;
 }
-inline void store_shared(u32 to, uint4 x) { std::memcpy(emulate::shared_at(to), &x, sizeof x); }
-
-inline uint4 load_once(const u16 *from, bool there) { return there ? load_constant((const uint4 *)from) : uint4{}; }
 
 inline void barrier_begin(u32 barrier, u32 arrivals) {
     if (barrier % 8 != 0) emulate::fail("the address of a barrier is no multiple of 8");
