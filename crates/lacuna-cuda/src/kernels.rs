@@ -309,8 +309,18 @@ impl Kernel {
     }
 
     /// Whether it may begin while the kernel before it still runs, and waits for that itself.
-    pub(crate) fn begins_early(self) -> bool {
-        !matches!(self.job, Job::Prefill { .. } | Job::PrefillBulk { .. })
+    pub fn begins_early(self) -> bool {
+        match self.job {
+            Job::Prefill { .. } | Job::PrefillBulk { .. } => false,
+            Job::Norm { .. }
+            | Job::Place { .. }
+            | Job::Attend { .. }
+            | Job::Activate { .. }
+            | Job::Bias
+            | Job::Gather
+            | Job::Next
+            | Job::Decode { .. } => true,
+        }
     }
 
     /// Whether it is a product.

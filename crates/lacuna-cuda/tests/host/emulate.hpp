@@ -77,6 +77,8 @@ struct Fiber {
     std::unique_ptr<char[]> stack;
     Index thread;
     bool done = false;
+    /// for the kernel before
+    bool waited = false;
     Party *waits_for = nullptr;
     unsigned round = 0;
     const Barrier *barrier = nullptr;
@@ -112,6 +114,8 @@ inline Block *block = nullptr;
 inline std::vector<Block> cluster;
 inline Party cluster_party;
 inline bool eager = false;
+/// whether the kernel may begin while the one before still runs
+inline bool early = false;
 /// What is done when nothing else can be.
 inline std::deque<std::function<void()>> deferred;
 
@@ -184,6 +188,7 @@ inline Barrier &barrier_at(Block &of, u32 address) {
 
 inline void run_fiber() {
     block->kernel();
+    if (early && !block->now->waited) fail("a thread ends that has not waited for the kernel before");
     block->now->done = true;
     yield();
 }
@@ -218,7 +223,7 @@ inline void begin_block(Block &b, int threads, size_t shared) {
         Fiber &fiber = b.fibers[i];
         if (!fiber.stack) fiber.stack = std::make_unique<char[]>(STACK);
         fiber.thread.x = i;
-        fiber.done = fiber.begun = false;
+        fiber.done = fiber.begun = fiber.waited = false;
         fiber.waits_for = nullptr;
         fiber.barrier = nullptr;
         fiber.copies.clear();
@@ -308,7 +313,7 @@ inline void __syncwarp() {
 
 // Kernels run one after the other, and so do blocks of one.
 inline void let_next_begin() {}
-inline void wait_for_previous() {}
+inline void wait_for_previous() { emulate::block->now->waited = true; }
 inline void prefetch(const void *) {}
 inline void publish() {}
 inline u32 count_up(u32 *counter) { return (*counter)++; }

@@ -6,7 +6,8 @@
 //   W  u64 address, u64 bytes, bytes        writes
 //   R  u64 address, u64 bytes               answers the bytes
 //   E  u32 eager                            the order of turns from now on
-//   L  name (64 bytes), u32 threads, blocks x, blocks y, bytes of shared memory, bytes of the struct; the struct
+//   L  name (64 bytes), u32 threads, blocks x, blocks y, bytes of shared memory, whether it may begin early, bytes of the
+//      struct; the struct
 //                                           runs a kernel
 //   D  u32 is bf16, rows, cols, tokens, stride, wide, add; u64 weight, x, y
 //                                           a dense product, by its definition
@@ -153,6 +154,7 @@ void command_launch(const std::map<std::string, Kernel> &kernels) {
     char name[65] = {};
     must_read(name, 64);
     u32 threads = number<u32>(), across = number<u32>(), down = number<u32>(), shared = number<u32>();
+    emulate::early = number<u32>() != 0;
     std::vector<u8> operands(number<u32>());
     must_read(operands.data(), operands.size());
     auto kernel = kernels.find(name);

@@ -180,7 +180,8 @@ impl Machine for Emulator {
         let [across, down] = call.blocks().map(|n| n as usize);
         let shared = call.shared_bytes() as usize;
         assert!(shared <= self.limits.shared_bytes, "more shared memory than there is");
-        bytes.extend(words(&[call.kernel().threads() as usize, across, down, shared, call.operands().len()]));
+        let (threads, early) = (call.kernel().threads() as usize, usize::from(call.kernel().begins_early()));
+        bytes.extend(words(&[threads, across, down, shared, early, call.operands().len()]));
         bytes.extend(call.operands());
         let mut pipe = self.pipe();
         pipe.launches.push(call.kernel());
