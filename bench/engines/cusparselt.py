@@ -2,7 +2,7 @@
 
     python cusparselt.py --record DIR
 
-Writes DATE-gpu-cusparselt.csv with the head of gpu-products.csv. Both sides run as graphs of launches, as ours do there (a
+Writes GPU/DATE-gpu-cusparselt.csv with the head of gpu-products.csv. Both sides run as graphs of launches, as ours do there (a
 call of it takes the CPU 0.4 ms, many times what the GPU then takes), interleaved; it takes the algorithm that its own search
 finds fastest. The masks are random. It has no kernel for few tokens.
 """
@@ -59,9 +59,10 @@ def timed(graph):
 
 def main():
     today = datetime.datetime.now(datetime.timezone.utc).date()
-    GIVEN.record.mkdir(parents=True, exist_ok=True)
+    folder = GIVEN.record / torch.cuda.get_device_name().lower().replace(" ", "-").replace("/", "-")
+    folder.mkdir(parents=True, exist_ok=True)
     end = f"{torch.cuda.get_device_name()},{today},torch {torch.__version__}"
-    with open(GIVEN.record / f"{today}-gpu-cusparselt.csv", "w") as out:
+    with open(folder / f"{today}-gpu-cusparselt.csv", "w") as out:
         print(HEAD, file=out, flush=True)
         for shape, rows, cols in SHAPES:
             # Zeros draw less power: the dense product is of a weight that has none.

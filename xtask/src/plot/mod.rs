@@ -1,7 +1,8 @@
-//! The newest records of `bench/run.sh` and `bench/encoders.sh` as figures and as the tables of docs/performance.md.
+//! The newest records of `bench/run.sh`, `bench/encoders.sh` and `cargo xtask gpu-check` as figures and as the tables of docs/performance.md.
 
 mod encoders;
 mod figure;
+mod gpu;
 mod record;
 mod tables;
 
@@ -28,8 +29,8 @@ pub(crate) fn run() -> Result<()> {
 
 /// The page and its figures as the newest records have them, by their paths in the repository.
 ///
-/// Records lie in a folder for each kind of machine, named for the kernel that it prefers; each has places of its own in
-/// the page.
+/// Records lie in a folder for each kind of machine, named for the kernel that it prefers or for its GPU; each has places of
+/// its own in the page.
 fn drawn(root: &Path) -> Result<Vec<(PathBuf, String)>> {
     let mut page = fs::read_to_string(root.join(PAGE)).context(PAGE)?;
     let mut files = vec![];
@@ -43,6 +44,15 @@ fn drawn(root: &Path) -> Result<Vec<(PathBuf, String)>> {
         if let Some((name, text)) = newest(root, &folder, "-encoders.jsonl")? {
             let table = encoders::table(&text, &name).with_context(|| name.clone())?;
             page = between_markers(&page, &format!("encoders {machine}"), &table)?;
+        }
+        let mut of_gpu = vec![];
+        for (kind, columns) in gpu::KINDS {
+            if let Some((name, text)) = newest(root, &folder, kind)? {
+                of_gpu.push(gpu::table(&text, columns, &name)?);
+            }
+        }
+        if !of_gpu.is_empty() {
+            page = between_markers(&page, &format!("gpu {machine}"), &of_gpu.join("\n"))?;
         }
     }
     if files.is_empty() {

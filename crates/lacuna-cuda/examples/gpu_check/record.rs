@@ -15,9 +15,10 @@ pub struct Record {
 }
 
 impl Record {
-    /// `DATE-NAME.csv` with a head; rows end with GPU, date and version.
+    /// `GPU/DATE-NAME.csv` with a head; rows end with GPU, date and version.
     pub fn create(dir: &Path, name: &str, head: &str, device: &Device) -> std::io::Result<Self> {
-        std::fs::create_dir_all(dir)?;
+        let dir = dir.join(device.gpu().name.to_lowercase().replace([' ', '/', ','], "-"));
+        std::fs::create_dir_all(&dir)?;
         let date = date();
         let mut file = File::create(dir.join(format!("{date}-{name}.csv")))?;
         writeln!(file, "{head},gpu,date,version")?;
