@@ -33,12 +33,12 @@ pub fn run(device: &Device, settings: &Settings) -> Outcome {
     let mut record = Record::create(&settings.record, "gpu-products", HEAD, device)?;
     let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
     let mut wrong = 0;
-    for (shape, rows, cols) in SHAPES {
+    for (shape, rows, cols) in SHAPES.into_iter().filter(|(_, rows, cols)| settings.wants(&format!("{rows}x{cols}"))) {
         let weight: Vec<f32> = (0..rows * cols).map(|_| rng.random_range(-1.0..1.0)).collect();
         let dense = Dense::upload(device, HALF, [rows, cols], weight.iter().copied())?;
         let weight = Matrix::new(rows, cols, weight)?;
         let mut sparse = vec![];
-        for pattern in PATTERNS {
+        for pattern in PATTERNS.into_iter().filter(|pattern| settings.wants(pattern)) {
             let mask = random_mask(&mut rng, pattern.parse()?, rows, cols);
             let integers = [IntType::Int8, IntType::Int4].map(|int| ValueType::Int(int, ScaleGroup::Of32));
             // Integers where the design has its main case.
@@ -54,7 +54,7 @@ pub fn run(device: &Device, settings: &Settings) -> Outcome {
                 }
             }
         }
-        for tokens in TOKENS {
+        for tokens in TOKENS.into_iter().filter(|tokens| settings.wants(&tokens.to_string())) {
             let case = Case { device, shape, rows, cols, tokens };
             if let Err(error) = case.run(&dense, &sparse, &mut record) {
                 println!("{shape}, {tokens} tokens: {error}");
