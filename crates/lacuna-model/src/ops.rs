@@ -92,28 +92,21 @@ fn gelu_erf(x: f32) -> f32 {
     x * normal_cdf(x)
 }
 
-/// `Φ(x)`, the normal distribution, off by at most `4·10⁻⁷ + x²·ε` of itself.
+/// `Φ(x)`, the normal distribution, off by at most `2.2·10⁻⁷`: as PyTorch's `(1 + erf(x / √2)) / 2`, a tail is no more exact
+/// than the half that it is the rest of.
 ///
-/// `Φ(−z√2) = erfc(z) / 2` and `erfc(z) = exp(−z²) · t · P(t)`, `t = 1 / (1 + 0.45 z)`: the form of Abramowitz & Stegun 7.1.26
-/// with more terms, fitted on `0 ≤ z ≤ 7` to a relative 4·10⁻⁸. Nothing cancels in small tails.
+/// `½ + x · P(x²) / Q(x²)`, fitted on `|x| ≤ 5.5` to `10⁻⁸`; beyond that it is 0 and 1 in f32. No exponential: a GELU by one, with
+/// exact tails, took two and a half times as many instructions.
 #[inline(always)]
 #[must_use]
 pub fn normal_cdf(x: f32) -> f32 {
-    const P: [f32; 8] = [
-        0.234_876_32,
-        -0.576_893_56,
-        0.580_836_24,
-        -0.206_976_07,
-        0.289_612_95,
-        0.203_399_35,
-        0.256_933_76,
-        0.253_724_52,
-    ];
-    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
-    let t = 1.0 / (1.0 + 0.45 * z);
-    let polynomial = P.iter().fold(-0.035_513_516, |sum, c| sum * t + c);
-    let tail = 0.5 * exp(-0.5 * x * x) * polynomial * t;
-    if x < 0.0 { tail } else { 1.0 - tail }
+    const P: [f32; 5] = [6.351_954_6e-6, 1.688_127_1e-4, 4.677_181_6e-3, 3.385_145_5e-2, 3.989_422_3e-1];
+    const Q: [f32; 5] = [7.364_294_5e-5, 1.884_372_1e-3, 2.864_517_4e-2, 2.515_189_3e-1, 1.0];
+    let x = x.clamp(-5.5, 5.5);
+    let square = x * x;
+    let upper = P.iter().fold(2.274_988_6e-8, |sum, c| sum * square + c);
+    let lower = Q.iter().fold(1.197_507e-6, |sum, c| sum * square + c);
+    0.5 + x * upper / lower
 }
 
 /// `x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)))`, with `(1 + tanh u) / 2 = 1 / (1 + e⁻²ᵘ)`.
@@ -197,8 +190,8 @@ mod tests {
             let x = i as f32 / 200.0 + 0.001;
             let wide = f64::from(x);
             let (got, want) = (f64::from(gelu_erf(x)), wide * normal_cdf(wide));
+            assert!((got - want).abs() <= 2.2e-7 * wide.abs(), "gelu({x}) = {got}, not {want}");
             let allowed = (4e-7 + 6e-8 * wide * wide) * want.abs() + 1e-14;
-            assert!((got - want).abs() <= allowed, "gelu({x}) = {got}, not {want}");
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044_715 * wide.powi(3));
             let (got, want) = (f64::from(gelu_tanh(x)), 0.5 * wide * (1.0 + inner.tanh()));
             assert!((got - want).abs() <= 4.0 * allowed + 1e-13, "tanh gelu({x}) = {got}, not {want}");
