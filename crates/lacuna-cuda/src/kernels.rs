@@ -424,6 +424,13 @@ pub struct Limits {
     pub bulk: bool,
 }
 
+impl Limits {
+    /// Whether most multiprocessors get a block.
+    fn are_filled_by(self, blocks: usize) -> bool {
+        4 * blocks >= 3 * self.multiprocessors
+    }
+}
+
 /// A kernel and its grid.
 #[derive(Debug, Clone, Copy)]
 pub struct Launch {
@@ -441,8 +448,7 @@ pub struct Launch {
 /// a tile of y.
 fn bulk(tiles: &Tiles, tokens: usize, limits: Limits) -> Option<Launch> {
     let (down, across) = (tiles.rows().div_ceil(BULK_ROWS), stride(tokens).div_ceil(BULK_TOKENS));
-    let fills = 4 * down * across >= 3 * limits.multiprocessors;
-    if !limits.bulk || !fills || !tiles.row_tile().is_multiple_of(BULK_ROWS) {
+    if !limits.bulk || !limits.are_filled_by(down * across) || !tiles.row_tile().is_multiple_of(BULK_ROWS) {
         return None;
     }
     let stage = bulk_stage_bytes(tiles.v(), tiles.slab_places());
@@ -491,6 +497,6 @@ pub fn choose(tiles: &Tiles, tokens: usize, limits: Limits) -> Launch {
         shape.rows() as usize <= tiles.row_tile() && launch(*shape).shared_bytes as usize <= limits.shared_bytes
     });
     let launches: Vec<Launch> = fitting.map(launch).collect();
-    let fills = |launch: &&Launch| 4 * (launch.blocks[0] * launch.blocks[1]) as usize >= 3 * limits.multiprocessors;
+    let fills = |launch: &&Launch| limits.are_filled_by((launch.blocks[0] * launch.blocks[1]) as usize);
     *launches.iter().find(fills).or(launches.last()).expect("a weight's row tile is made to fit the smallest shape")
 }

@@ -1,8 +1,9 @@
 //! Records of `cargo xtask gpu-check` as the tables of docs/performance.md.
 
-use std::collections::BTreeMap;
+use anyhow::Result;
 
-use anyhow::{Context, Result, bail};
+use super::record::lines;
+use super::tables::LOST;
 
 /// The kinds of records, and of each the columns that are shown, with their heads.
 pub(super) const KINDS: [(&str, &[(&str, &str)]); 4] = [
@@ -37,21 +38,13 @@ const PRODUCTS: &[(&str, &str)] = &[
 
 /// One record as a table.
 pub(super) fn table(record: &str, columns: &[(&str, &str)], source: &str) -> Result<String> {
-    let mut lines = record.lines();
-    let head: Vec<&str> = lines.next().context("a head")?.split(',').collect();
     let mut on = String::new();
     let mut rows = vec![];
-    for line in lines {
-        let cells: Vec<&str> = line.split(',').collect();
-        if cells.len() != head.len() {
-            bail!("{source}: a row of {} cells under {} heads", cells.len(), head.len());
-        }
-        let row: BTreeMap<&str, &str> = head.iter().copied().zip(cells).collect();
-        let cell = |name: &str| row.get(name).copied().with_context(|| format!("{source} lacks the column {name}"));
-        on = format!("{}, {}", cell("gpu")?, cell("date")?);
-        let shown: Result<Vec<String>> = columns.iter().map(|(name, _)| Ok(show(name, cell(name)?))).collect();
-        let lost = cell("ratio").ok().and_then(|ratio| ratio.parse::<f64>().ok()).is_some_and(|ratio| ratio < 1.0);
-        rows.push(format!("| {}{} |\n", shown?.join(" | "), if lost { " ▼" } else { "" }));
+    for line in lines(record)? {
+        on = format!("{}, {}", line.field("gpu")?, line.field("date")?);
+        let shown: Result<Vec<String>> = columns.iter().map(|(name, _)| Ok(show(name, line.field(name)?))).collect();
+        let lost = line.field("ratio").is_ok_and(|ratio| ratio.parse::<f64>().is_ok_and(|ratio| ratio < 1.0));
+        rows.push(format!("| {}{} |\n", shown?.join(" | "), if lost { format!(" {LOST}") } else { String::new() }));
     }
     let heads: Vec<&str> = columns.iter().map(|(_, head)| *head).collect();
     let ruler = "---|".repeat(columns.len());

@@ -48,7 +48,7 @@ fn drawn(root: &Path) -> Result<Vec<(PathBuf, String)>> {
         let mut of_gpu = vec![];
         for (kind, columns) in gpu::KINDS {
             if let Some((name, text)) = newest(root, &folder, kind)? {
-                of_gpu.push(gpu::table(&text, columns, &name)?);
+                of_gpu.push(gpu::table(&text, columns, &name).with_context(|| name.clone())?);
             }
         }
         if !of_gpu.is_empty() {

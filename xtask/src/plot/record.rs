@@ -1,6 +1,6 @@
 //! A record: the CSV that `lacuna bench --kernels --csv` writes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
 
@@ -33,17 +33,10 @@ pub(super) struct Record {
 
 impl Record {
     pub(super) fn parse(text: &str) -> Result<Self> {
-        let mut lines = text.lines();
-        let head = fields(lines.next().unwrap_or_default())?;
         let mut record =
             Self { rows: vec![], date: String::new(), cpu: String::new(), threads: String::new(), engines: [].into() };
-        for (i, line) in lines.enumerate() {
-            let fields = fields(line).with_context(|| format!("line {}", i + 2))?;
-            ensure!(fields.len() == head.len(), "line {} has {} fields, not {}", i + 2, fields.len(), head.len());
-            let field = |name: &str| {
-                let column = head.iter().position(|field| field == name);
-                column.map(|column| fields[column].clone()).with_context(|| format!("no column {name}"))
-            };
+        for (i, line) in lines(text)?.into_iter().enumerate() {
+            let field = |name: &str| line.field(name).map(str::to_owned);
             let number = |name: &str| {
                 let text = field(name)?;
                 let number = text.parse::<f64>().ok().filter(|number| number.is_finite());
@@ -83,6 +76,27 @@ impl Record {
         }
         all
     }
+}
+
+/// A line of CSV, by the heads of its columns.
+pub(super) struct Line(BTreeMap<String, String>);
+
+impl Line {
+    pub(super) fn field(&self, name: &str) -> Result<&str> {
+        self.0.get(name).map(String::as_str).with_context(|| format!("no column {name}"))
+    }
+}
+
+/// What stands under the first line.
+pub(super) fn lines(text: &str) -> Result<Vec<Line>> {
+    let mut lines = text.lines();
+    let head = fields(lines.next().unwrap_or_default())?;
+    let line = |(i, line)| {
+        let fields = fields(line).with_context(|| format!("line {}", i + 2))?;
+        ensure!(fields.len() == head.len(), "line {} has {} fields, not {}", i + 2, fields.len(), head.len());
+        Ok(Line(head.iter().cloned().zip(fields).collect()))
+    };
+    lines.enumerate().map(line).collect()
 }
 
 /// The fields of a line; none of ours has a line's end in it.
