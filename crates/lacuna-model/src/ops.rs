@@ -96,7 +96,7 @@ fn gelu_erf(x: f32) -> f32 {
 /// than the half that it is the rest of.
 ///
 /// `½ + x · P(x²) / Q(x²)`, fitted on `|x| ≤ 5.5` to `10⁻⁸`; beyond that it is 0 and 1 in f32. No exponential: a GELU by one, with
-/// exact tails, took two and a half times as many instructions.
+/// exact tails, takes a small encoder a tenth more time.
 #[inline(always)]
 #[must_use]
 pub fn normal_cdf(x: f32) -> f32 {
@@ -192,6 +192,7 @@ mod tests {
             let (got, want) = (f64::from(gelu_erf(x)), wide * normal_cdf(wide));
             assert!((got - want).abs() <= 2.2e-7 * wide.abs(), "gelu({x}) = {got}, not {want}");
             let allowed = (4e-7 + 6e-8 * wide * wide) * want.abs() + 1e-14;
+            assert!(x < 0.0 || (got - want).abs() <= allowed, "gelu({x}) = {got}, not {want}");
             let inner = (2.0 / std::f64::consts::PI).sqrt() * (wide + 0.044_715 * wide.powi(3));
             let (got, want) = (f64::from(gelu_tanh(x)), 0.5 * wide * (1.0 + inner.tanh()));
             assert!((got - want).abs() <= 4.0 * allowed + 1e-13, "tanh gelu({x}) = {got}, not {want}");
