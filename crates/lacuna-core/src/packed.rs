@@ -3,7 +3,7 @@
 //! Law: `unpack(pack(W, mask)) == mask ⊙ W`, bit for bit, for weights that the value type can hold. Integers hold what
 //! their codes and scales say, and `unpack` gives just that.
 
-use crate::{Error, KEPT_PER_GROUP, Mask, Matrix, Permutation, Result, ValueType, Values};
+use crate::{Error, KEPT_PER_GROUP, Mask, Matrix, Permutation, Result, ValueType, Values, sum_of};
 
 /// A pruned weight `[R, K]`, stored compressed.
 #[derive(Debug, Clone, PartialEq)]
@@ -71,6 +71,7 @@ impl Packed {
 
     /// One packed weight of the rows of several without a row order, under the conditions of [`Mask::stack`].
     pub fn stack(parts: Vec<Self>) -> Result<Self> {
+        let all: usize = parts.iter().map(|part| part.values.len()).sum();
         let mut masks = Vec::with_capacity(parts.len());
         let mut values: Option<Values> = None;
         for part in parts {
@@ -79,7 +80,10 @@ impl Packed {
             }
             masks.push(part.mask);
             match &mut values {
-                None => values = Some(part.values),
+                None => {
+                    let values = values.insert(part.values);
+                    values.reserve(all - values.len());
+                }
                 Some(all) => all.append(part.values)?,
             }
         }
@@ -119,32 +123,40 @@ impl Packed {
     fn unpack_rows(&self, place: impl Fn(usize) -> usize) -> Matrix {
         let grid = self.mask.grid();
         let mut out = Matrix::zeros(grid.rows(), grid.cols());
-        self.visit(&mut out, place, |weight, value| *weight = value);
+        let mut values = vec![0.0; grid.kept_per_row()];
+        for row in 0..grid.rows() {
+            let target = out.row_mut(place(row));
+            self.visit(row, target, &mut values, |weight, value| *weight = value);
+        }
         out
     }
 
-    /// Turns the weight `W` that this was packed from into `W − Ŵ`, what packing lost.
-    pub fn subtract_from(&self, weight: &mut Matrix) -> Result<()> {
+    /// Turns the weight `W` that this was packed from into `W − Ŵ`, what packing lost. Gives `‖W‖²` and `‖W − Ŵ‖²`.
+    pub fn subtract_from(&self, weight: &mut Matrix) -> Result<[f64; 2]> {
         let (rows, cols) = (self.mask.grid().rows(), self.mask.grid().cols());
         if (weight.rows(), weight.cols()) != (rows, cols) {
             return Err(Error::Shape { what: "weight", rows, cols, got_rows: weight.rows(), got_cols: weight.cols() });
         }
-        self.visit(weight, |row| self.output_row(row), |weight, value| *weight -= value);
-        Ok(())
+        let energy = |row: &[f32]| sum_of(row, |w| w * w);
+        let (mut whole, mut lost) = (0.0, 0.0);
+        let mut values = vec![0.0; self.mask.grid().kept_per_row()];
+        for row in 0..rows {
+            // Both sums are of what is in the cache anyway.
+            let target = weight.row_mut(self.output_row(row));
+            whole += energy(target);
+            self.visit(row, target, &mut values, |weight, value| *weight -= value);
+            lost += energy(target);
+        }
+        Ok([whole, lost])
     }
 
-    /// Calls `f` with every kept place of `out` and its value; packed row `i` belongs to row `place(i)`.
-    fn visit(&self, out: &mut Matrix, place: impl Fn(usize) -> usize, f: impl Fn(&mut f32, f32)) {
-        let grid = self.mask.grid();
-        let mut values = vec![0.0; grid.kept_per_row()];
-        for row in 0..grid.rows() {
-            self.values.widen_row(row, &mut values);
-            let target = out.row_mut(place(row));
-            for (columns, values) in self.mask.kept(row).zip(values.as_chunks::<KEPT_PER_GROUP>().0) {
-                for (col, &value) in columns.into_iter().zip(values) {
-                    if let Some(weight) = target.get_mut(col) {
-                        f(weight, value);
-                    }
+    /// Calls `f` with every place of `target` that a packed row keeps and its value; `values` is a buffer for a row's.
+    fn visit(&self, row: usize, target: &mut [f32], values: &mut [f32], f: impl Fn(&mut f32, f32)) {
+        self.values.widen_row(row, values);
+        for (columns, values) in self.mask.kept(row).zip(values.as_chunks::<KEPT_PER_GROUP>().0) {
+            for (col, &value) in columns.into_iter().zip(values) {
+                if let Some(weight) = target.get_mut(col) {
+                    f(weight, value);
                 }
             }
         }

@@ -178,6 +178,11 @@ impl Quantized {
         }
     }
 
+    /// Makes room for so many more codes.
+    pub(crate) fn reserve(&mut self, more: usize) {
+        self.codes.reserve_exact(more);
+    }
+
     /// Appends rows of the same kind; gives them back if they are of another.
     pub(crate) fn append(&mut self, rows: Self) -> std::result::Result<(), Self> {
         if (self.int, self.group, self.kept_per_row) != (rows.int, rows.group, rows.kept_per_row) {

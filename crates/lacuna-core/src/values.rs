@@ -171,6 +171,16 @@ impl Values {
         }
     }
 
+    /// Makes room for so many more.
+    pub(crate) fn reserve(&mut self, more: usize) {
+        match self {
+            Self::F32(v) => v.reserve_exact(more),
+            Self::F16(v) => v.reserve_exact(more),
+            Self::Bf16(v) => v.reserve_exact(more),
+            Self::Quantized(v) => v.reserve(more),
+        }
+    }
+
     /// Appends the rows of another buffer of the same type.
     pub(crate) fn append(&mut self, rows: Self) -> Result<()> {
         let (all, more) = (self.len(), rows.len());

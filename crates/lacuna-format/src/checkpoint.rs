@@ -258,6 +258,7 @@ impl Checkpoint {
     pub fn raw_matrix(&self, name: &str, rows: usize, cols: usize) -> Result<RawMatrix<'_>> {
         self.check_shape(name, &[rows, cols])?;
         let (dtype, raw) = (self.dtype(name)?, self.raw(name)?);
+        let raw = RawTensor { map: raw.map.soon(), ..raw };
         Ok(RawMatrix { name: name.to_owned(), shape: [rows, cols], dtype, raw })
     }
 
@@ -319,7 +320,7 @@ impl Checkpoint {
         let mut hasher = Sha256::new();
         for start in (0..size).step_by(HASH_PART) {
             let len = (HASH_PART as u64).min(size - start) as usize;
-            hasher.update(Mapped::range(path, start, len)?.bytes());
+            hasher.update(Mapped::range(path, start, len)?.soon().bytes());
         }
         Ok(hasher.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}")))
     }

@@ -9,6 +9,7 @@ mod header;
 mod images;
 mod mmap;
 mod packed;
+mod sink;
 mod sparsity;
 mod staging;
 mod tensor;

@@ -31,6 +31,16 @@ impl Mapped {
         Ok(Self(Some(map)))
     }
 
+    /// Says that all of it will be read at once: the system then fetches it ahead of whoever works on it.
+    pub(crate) fn soon(self) -> Self {
+        #[cfg(unix)]
+        if let Some(map) = &self.0 {
+            // Advice that is not taken costs time, nothing else.
+            let _ = map.advise(memmap2::Advice::WillNeed);
+        }
+        self
+    }
+
     /// The bytes.
     pub(crate) fn bytes(&self) -> &[u8] {
         self.0.as_deref().unwrap_or(&[])

@@ -152,7 +152,7 @@ pub fn read_packed(layer: &str, pattern: Pattern, [rows, cols]: [usize; 2], raw:
 }
 
 /// The tensors of a packed layer under their names.
-pub fn pack_tensors(layer: &str, packed: &Packed) -> Vec<(String, OutTensor<'static>)> {
+pub fn pack_tensors<'a>(layer: &str, packed: &'a Packed) -> Vec<(String, OutTensor<'a>)> {
     let grid = packed.mask().grid();
     let shapes = Shapes::new(grid, packed.values().value_type().integers());
     let (dtype, values) = encode_values(packed.values());

@@ -31,8 +31,9 @@ impl<'a> OutTensor<'a> {
 
     /// A dense matrix rounded to `dtype`.
     pub fn matrix(matrix: &Matrix, dtype: Dtype) -> Self {
-        let (dtype, bytes) = encode_values(&Values::from_f32(matrix.data().to_vec(), dtype));
-        Self::new(dtype, vec![matrix.rows(), matrix.cols()], bytes)
+        let values = Values::from_f32(matrix.data().to_vec(), dtype);
+        let (dtype, bytes) = encode_values(&values);
+        Self::new(dtype, vec![matrix.rows(), matrix.cols()], bytes.into_owned())
     }
 }
 
@@ -77,27 +78,26 @@ pub(crate) fn decode_codes(int: IntType, bytes: &[u8]) -> Vec<i8> {
 }
 
 /// The tensor type and little-endian bytes of values; of integers the codes alone.
-pub(crate) fn encode_values(values: &Values) -> (TensorDtype, Vec<u8>) {
+pub(crate) fn encode_values(values: &Values) -> (TensorDtype, Cow<'_, [u8]>) {
     match values {
         Values::F32(v) => (TensorDtype::F32, to_bytes(v, f32::to_le_bytes)),
         Values::F16(v) => (TensorDtype::F16, to_bytes(v, f16::to_le_bytes)),
         Values::Bf16(v) => (TensorDtype::BF16, to_bytes(v, bf16::to_le_bytes)),
         Values::Quantized(v) => match v.int() {
-            IntType::Int8 => (TensorDtype::I8, v.codes().iter().map(|code| code.cast_unsigned()).collect()),
+            IntType::Int8 => (TensorDtype::I8, to_bytes(v.codes(), i8::to_le_bytes)),
             // Rows hold pairs, so no row ends within a byte.
             IntType::Int4 => {
                 let byte = |pair: &[i8]| pair[0].cast_unsigned() & 15 | pair[1].cast_unsigned() << 4;
-                (TensorDtype::U8, v.codes().chunks_exact(2).map(byte).collect())
+                (TensorDtype::U8, v.codes().chunks_exact(2).map(byte).collect::<Vec<u8>>().into())
             }
         },
     }
 }
 
-/// The bytes of all values, written in place: an iterator over bytes takes them one at a time.
-fn to_bytes<T: Copy, const N: usize>(values: &[T], bytes_of: impl Fn(T) -> [u8; N]) -> Vec<u8> {
-    let mut bytes = vec![0; values.len() * N];
-    for (bytes, &value) in bytes.as_chunks_mut::<N>().0.iter_mut().zip(values) {
-        *bytes = bytes_of(value);
+/// The bytes of all values: where the machine is little-endian too, those that are there.
+fn to_bytes<T: bytemuck::NoUninit, const N: usize>(values: &[T], bytes_of: impl Fn(T) -> [u8; N]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        return Cow::Borrowed(bytemuck::cast_slice(values));
     }
-    bytes
+    Cow::Owned(values.iter().flat_map(|&value| bytes_of(value)).collect())
 }

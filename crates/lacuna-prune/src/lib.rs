@@ -15,7 +15,7 @@ pub mod update;
 
 use std::ops::Range;
 
-use lacuna_core::{Error, Matrix, Packed, Pattern, Scores, ValueType};
+use lacuna_core::{Error, Matrix, Packed, Pattern, ValueType};
 use rayon::prelude::*;
 use update::Task;
 
@@ -104,7 +104,7 @@ impl Method {
     /// With all rows at once, as updates and permutations need them.
     fn prune_whole<W: Weight>(&self, source: &W, stats: Option<&Stats>) -> Result<Pruned, W::Error> {
         let mut weight = source.band(0..source.shape()[0])?;
-        let scores = Scores::new(self.criterion.scorer(source, stats)?.scores(0, &weight))?;
+        let scores = self.criterion.scorer(source, stats)?.scores(0, &weight)?;
         let arranged = self.permute.arrange(&scores, self.pattern, self.selection)?;
         let ordered = match &arranged.rows {
             Some(order) => &order.permute_rows(&weight)?,
@@ -119,19 +119,16 @@ impl Method {
             None => updated,
         };
         let packed = Packed::pack(&updated, mask, self.values, arranged.rows)?;
-        let energy_of = |a: &Matrix| stats.map_or_else(|| weight_energy(a), |stats| stats.energy(a));
         let quantization_error = match self.values.integers() {
             None => None,
             Some(_) => {
-                let energy = weight_energy(&updated);
-                let mut lost = updated;
-                packed.subtract_from(&mut lost)?;
-                Some(share(weight_energy(&lost), energy, 0.0).sqrt())
+                let mut updated = updated;
+                let [energy, lost] = packed.subtract_from(&mut updated)?;
+                Some(share(lost, energy, 0.0).sqrt())
             }
         };
-        let energy = energy_of(&weight);
-        packed.subtract_from(&mut weight)?;
-        let relative_error = share(energy_of(&weight), energy, 0.0).sqrt();
+        let [energy, lost] = energies(&packed, &mut weight, stats)?;
+        let relative_error = share(lost, energy, 0.0).sqrt();
         Ok(Pruned { packed, retained_score, relative_error, quantization_error })
     }
 
@@ -144,16 +141,14 @@ impl Method {
         let starts: Vec<usize> = (0..rows).step_by(height).collect();
         let to_integers = self.values.integers().is_some();
         let prune_band = |start: usize, mut band: Matrix| {
-            let scores = Scores::new(scorer.scores(start, &band))?;
+            let scores = scorer.scores(start, &band)?;
             let mask = self.selection.select(&scores, self.pattern)?;
             let kept_score = mask.kept_sum(scores.matrix())?;
             let packed = Packed::pack(&band, mask, self.values, None)?;
             let kept_energy_of = |a: &Matrix| if to_integers { packed.mask().kept_energy(a) } else { Ok(0.0) };
             let kept_energy = kept_energy_of(&band)?;
-            let energy_of = |a: &Matrix| stats.map_or_else(|| weight_energy(a), |stats| stats.energy(a));
-            let energy = energy_of(&band);
-            packed.subtract_from(&mut band)?;
-            let (lost_energy, rounding_energy) = (energy_of(&band), kept_energy_of(&band)?);
+            let [energy, lost_energy] = energies(&packed, &mut band, stats)?;
+            let rounding_energy = kept_energy_of(&band)?;
             Ok(Band { packed, kept_score, score: scores.sum(), lost_energy, energy, kept_energy, rounding_energy })
         };
         let bands = starts.into_par_iter().map(|start| {
@@ -171,6 +166,16 @@ impl Method {
         let quantization_error = to_integers.then_some(rounding_error);
         Ok(Pruned { packed, retained_score, relative_error, quantization_error })
     }
+}
+
+/// `‖W·X‖²` and `‖(W − Ŵ)·X‖²`, without statistics `‖W‖²` and `‖W − Ŵ‖²`; leaves `W − Ŵ` in place of `W`.
+fn energies(packed: &Packed, weight: &mut Matrix, stats: Option<&Stats>) -> lacuna_core::Result<[f64; 2]> {
+    let whole = stats.map(|stats| stats.energy(weight));
+    let of_weights = packed.subtract_from(weight)?;
+    Ok(match (stats, whole) {
+        (Some(stats), Some(whole)) => [whole, stats.energy(weight)],
+        _ => of_weights,
+    })
 }
 
 /// `part / whole`, or `empty` where there is nothing to have a part of.

@@ -35,8 +35,8 @@ fn scores_are_those_of_the_published_formulas() {
     }
     assert!(cases.len() >= 6);
     for (criterion, want) in cases {
-        let got = criterion.scorer(&weight, Some(&stats)).unwrap().scores(0, &weight);
-        for (i, (g, w)) in got.data().iter().zip(want.data()).enumerate() {
+        let got = criterion.scorer(&weight, Some(&stats)).unwrap().scores(0, &weight).unwrap();
+        for (i, (g, w)) in got.matrix().data().iter().zip(want.data()).enumerate() {
             assert!((g - w).abs() <= 1e-5 * w.abs() + 1e-9, "{criterion:?} element {i}: {g} where {w} is right");
         }
     }

@@ -103,7 +103,7 @@ impl Layer {
             Some(order) => order.permute_rows(weight)?,
             None => weight.clone(),
         };
-        let scores = Scores::new(criterion.scorer_by_norms(&ordered, norms)?.scores(0, &ordered))?;
+        let scores = criterion.scorer_by_norms(&ordered, norms)?.scores(0, &ordered)?;
         let mask = selection.improve(&scores, &self.mask)?;
         let (before, after) = (self.mask.to_bools(), mask.to_bools());
         let lost =

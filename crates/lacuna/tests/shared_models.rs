@@ -8,7 +8,7 @@ use lacuna::ProgressBar;
 use lacuna::eval::{Details, Score, Settings, evaluate};
 use lacuna::images::Split;
 use lacuna::permute::{Options, permute};
-use lacuna_core::{Pattern, Scores};
+use lacuna_core::Pattern;
 use lacuna_format::Checkpoint;
 use lacuna_prune::Criterion;
 use lacuna_prune::score::Ria;
@@ -107,7 +107,7 @@ fn the_papers_permutation_keeps_more_of_real_weights() {
             let shape = &checkpoint.info(&name).unwrap().shape;
             let weight = checkpoint.matrix(&name, shape[0], shape[1]).unwrap();
             let ria = Criterion::Ria(Ria { exponent: 0.0, ..Ria::default() });
-            let scores = Scores::new(ria.scorer(&weight, None).unwrap().scores(0, &weight)).unwrap();
+            let scores = ria.scorer(&weight, None).unwrap().scores(0, &weight).unwrap();
             let retained = lacuna_prune::permute::paper(&scores, pattern).unwrap().retained;
             assert!(retained[1] > retained[0], "{pattern}, {name}: {retained:?}");
             (before, after, count) = (before + retained[0], after + retained[1], count + 1.0);

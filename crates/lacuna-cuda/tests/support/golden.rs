@@ -33,7 +33,7 @@ pub fn pruned(folder: &Path, values: ValueType, patterns: &[Option<&str>]) -> te
     let checkpoint = Checkpoint::open(folder).unwrap();
     let config = family::config(&checkpoint).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(5);
-    let (mut layers, mut tensors) = (serde_json::Map::new(), vec![]);
+    let (mut layers, mut packed) = (serde_json::Map::new(), vec![]);
     let blocks = config.blocks();
     let linears = (0..blocks.layers).flat_map(|layer| blocks.linears(layer));
     for (spec, pattern) in linears.zip(patterns.iter().cycle()) {
@@ -41,13 +41,14 @@ pub fn pruned(folder: &Path, values: ValueType, patterns: &[Option<&str>]) -> te
         let pattern: Pattern = text.parse().unwrap();
         let weight = checkpoint.matrix(&spec.weight(), spec.rows, spec.cols).unwrap();
         let mask = random_mask(&mut rng, pattern, spec.rows, spec.cols);
-        tensors.extend(pack_tensors(&spec.name, &Packed::pack(&weight, mask, values, None).unwrap()));
+        packed.push((spec.name.clone(), Packed::pack(&weight, mask, values, None).unwrap()));
         layers.insert(spec.name, json!({ "shape": [spec.rows, spec.cols], "pattern": text }));
     }
     let kept = checkpoint
         .tensors()
         .iter()
         .filter(|(name, _)| !name.strip_suffix(".weight").is_some_and(|module| layers.contains_key(module)));
+    let mut tensors: Vec<_> = packed.iter().flat_map(|(name, packed)| pack_tensors(name, packed)).collect();
     for (name, info) in kept {
         let bytes = checkpoint.raw(name).unwrap().bytes().to_vec();
         tensors.push((name.clone(), OutTensor::new(info.dtype, info.shape.clone(), bytes)));

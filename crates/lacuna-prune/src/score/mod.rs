@@ -4,7 +4,7 @@ mod magnitude;
 mod ria;
 mod wanda;
 
-use lacuna_core::{Error, Matrix};
+use lacuna_core::{Error, Matrix, Scores};
 use serde::{Deserialize, Serialize};
 
 use crate::{Stats, Weight};
@@ -79,14 +79,12 @@ pub struct Scorer {
 }
 
 impl Scorer {
-    /// Scores of the rows from `start` on, given as a matrix of their own.
-    pub fn scores(&self, start: usize, rows: &Matrix) -> Matrix {
-        let mut scores = Vec::with_capacity(rows.data().len());
-        for i in 0..rows.rows() {
+    /// Scores of the rows from `start` on, given as a matrix of their own. Refuses one that overflows.
+    pub fn scores(&self, start: usize, rows: &Matrix) -> lacuna_core::Result<Scores> {
+        Scores::of_rows(rows.rows(), rows.cols(), |i, scores| {
             let row = self.row[start + i];
             let factors = self.column.iter().zip(&self.row_scale);
             scores.extend(rows.row(i).iter().zip(factors).map(|(w, (c, d))| w.abs() * (c + row * d)));
-        }
-        Matrix::new(rows.rows(), rows.cols(), scores).expect("a score a weight")
+        })
     }
 }

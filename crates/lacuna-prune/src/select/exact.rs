@@ -12,8 +12,8 @@
 use lacuna_core::{GROUP_COLUMNS, Mask, Pattern, Result, Scores};
 use pulp::Simd;
 
-use super::Select;
-use super::grouped::{self, Block, By};
+use super::grouped::{self, Block};
+use super::{Select, of_columns};
 
 /// The 4 columns of each block whose kept scores have the largest sum.
 pub struct Exact;
@@ -24,7 +24,9 @@ impl Select for Exact {
     }
 
     fn select(&self, scores: &Scores, pattern: Pattern) -> Result<Mask> {
-        grouped::select(By::Sum, self.name(), scores, pattern)
+        grouped::check(self.name(), pattern)?;
+        let grid = pattern.grid(scores.matrix().rows(), scores.matrix().cols())?;
+        of_columns(scores, grid, grouped::exact_columns(scores, &grid))
     }
 }
 

@@ -1,36 +1,23 @@
-//! The selections that look at one `V × M` block at a time: each group has its own M columns.
+//! The exact selection's walk over the blocks, one `V × M` block at a time: each group has its own M columns.
 
 use std::ops::Range;
 
-use lacuna_core::{Error, GROUP_COLUMNS, Grid, Mask, Pattern, Result, Scores};
+use lacuna_core::{Error, GROUP_COLUMNS, Grid, Pattern, Result, Scores};
 
-use super::{dispatch, exact, exhaustive, of_columns, paper};
-
-/// How the 4 columns of a block are chosen.
-#[derive(Clone, Copy)]
-pub(super) enum By {
-    /// [`super::Paper`]
-    Norm,
-    /// [`super::Exact`]
-    Sum,
-}
+use super::{dispatch, exact, exhaustive};
 
 /// Refuses a pattern with a window.
 pub(super) fn check(name: &'static str, pattern: Pattern) -> Result<()> {
     if pattern.is_grouped() { Ok(()) } else { Err(Error::NoWindow { selection: name, pattern: pattern.to_string() }) }
 }
 
-/// The mask of a pattern without a window; `name` is that of the selection.
-pub(super) fn select(by: By, name: &'static str, scores: &Scores, pattern: Pattern) -> Result<Mask> {
-    check(name, pattern)?;
-    let grid = pattern.grid(scores.matrix().rows(), scores.matrix().cols())?;
-    let columns = dispatch(Choice { by, scores, grid: &grid });
-    of_columns(scores, grid, columns)
+/// The columns of all blocks, `[row_blocks, G]`.
+pub(super) fn exact_columns(scores: &Scores, grid: &Grid) -> Vec<[u32; GROUP_COLUMNS]> {
+    dispatch(Choice { scores, grid })
 }
 
 /// The choice of columns, compiled for each instruction set that `pulp` dispatches to, with all that is inlined into it.
 struct Choice<'a> {
-    by: By,
     scores: &'a Scores,
     grid: &'a Grid,
 }
@@ -58,11 +45,7 @@ impl pulp::WithSimd for Choice<'_> {
                         [0, 1, 2, 3]
                     } else {
                         let block = panel.block(group - first, m);
-                        let answer = match self.by {
-                            By::Norm => Some(paper::choose(&block)),
-                            By::Sum if m == exhaustive::WIDTH => exhaustive::choose(simd, &block),
-                            By::Sum => None,
-                        };
+                        let answer = if m == exhaustive::WIDTH { exhaustive::choose(simd, &block) } else { None };
                         match answer {
                             Some(answer) => answer,
                             None => search.choose(simd, &block),

@@ -186,7 +186,7 @@ impl<'a> Chooser<'a> {
     /// The scores of a layer, arranged by the present orders.
     fn scores(&self, layer: &Layer) -> Result<Scores> {
         let weight = self.checkpoint.raw_matrix(&layer.spec.weight(), layer.spec.rows, layer.spec.cols)?;
-        let mut scores = layer.scorer.scores(0, &weight.band(0..layer.spec.rows)?);
+        let mut scores = layer.scorer.scores(0, &weight.band(0..layer.spec.rows)?)?.into_matrix();
         if let Some(order) = self.orders.along(layer.rows) {
             scores = order.permute_rows(&scores)?;
         }

@@ -142,7 +142,7 @@ impl<'a> Laboratory<'a> {
             for (figure, layer) in figures.iter_mut().zip(&space.layers).filter(|(_, layer)| own.contains(layer)) {
                 let weight = self.checkpoint.matrix(&layer.weight(), layer.rows, layer.cols)?;
                 let scorer = OUTLIERS_OF.scorer(&weight, stats.of(layer))?;
-                *figure = of(&scorer.scores(0, &weight));
+                *figure = of(scorer.scores(0, &weight)?.matrix());
                 progress.inc(1);
             }
             calibration.advance(&block, None);

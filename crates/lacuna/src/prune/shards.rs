@@ -7,7 +7,7 @@ use std::thread::ScopedJoinHandle;
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use lacuna_core::Packed;
-use lacuna_format::{Checkpoint, OutTensor, Staging};
+use lacuna_format::{Checkpoint, OutTensor, Staging, pack_tensors, packed_bytes};
 use lacuna_model::{Block, Execution, LinearSpec};
 use serde_json::Value;
 
@@ -17,8 +17,8 @@ use crate::recipe::Order;
 use crate::source::Source;
 use crate::statistics::Statistics;
 
-/// Tensors to write under their names.
-type NamedTensors = Vec<(String, OutTensor<'static>)>;
+/// Layers under their names.
+type PackedLayers = Vec<(String, Packed)>;
 
 /// What came of writing the shards.
 pub(super) struct Written {
@@ -61,7 +61,7 @@ impl Job {
                     reports.extend(report);
                     resumed += 1;
                 } else {
-                    let (tensors, report) = if !calibrating {
+                    let (pruned, report) = if !calibrating {
                         self.prune_layers(&layers, &self.statistics(), progress, |_, _| Ok(()))?
                     } else if part < blocks {
                         self.prune_block(part, &layers, &stream, progress)?
@@ -73,7 +73,7 @@ impl Job {
                     reports.extend(report);
                     written(writing.take())?;
                     let (staging, shard) = (&staging, shard.clone());
-                    writing = Some(scope.spawn(move || self.write_shard(staging, &shard, part, tensors, noted)));
+                    writing = Some(scope.spawn(move || self.write_shard(staging, &shard, part, &pruned, noted)));
                 }
                 if calibrating && part < blocks {
                     written(writing.take())?;
@@ -94,10 +94,10 @@ impl Job {
         staging: &Mutex<&mut Staging>,
         shard: &str,
         part: usize,
-        pruned: NamedTensors,
+        pruned: &PackedLayers,
         report: Value,
     ) -> Result<()> {
-        let mut tensors: Vec<(String, OutTensor)> = pruned;
+        let mut tensors: Vec<_> = pruned.iter().flat_map(|(name, packed)| pack_tensors(name, packed)).collect();
         let raw = self.kept_tensors(part);
         let raw = raw.map(|name| Ok((name.clone(), self.checkpoint.finite(name)?))).collect::<Result<Vec<_>>>()?;
         for (name, tensor) in &raw {
@@ -124,7 +124,7 @@ impl Job {
         layers: &[&Chosen],
         stream: &Stream,
         progress: &ProgressBar,
-    ) -> Result<(NamedTensors, Vec<LayerReport>)> {
+    ) -> Result<(PackedLayers, Vec<LayerReport>)> {
         let dense = stream.beside_dense().then(|| self.dense_block(part)).transpose()?;
         let mut block = self.dense_block(part)?;
         let stages: Vec<Vec<&Chosen>> = match self.options.recipe.order {
@@ -135,7 +135,7 @@ impl Job {
                 stages.iter().map(of).collect()
             }
         };
-        let (mut tensors, mut reports) = (vec![], vec![]);
+        let (mut all, mut reports) = (vec![], vec![]);
         for stage in stages.iter().filter(|stage| !stage.is_empty()) {
             let specs: Vec<&LinearSpec> = stage.iter().map(|layer| &layer.spec).collect();
             let aim = self.options.recipe.aim;
@@ -143,10 +143,10 @@ impl Job {
             let replace =
                 |name: &str, packed: &Packed| Ok(block.replace(&self.checkpoint, name, packed, Execution::EXACT)?);
             let (of_stage, report) = self.prune_layers(stage, &stats, progress, replace)?;
-            tensors.extend(of_stage);
+            all.extend(of_stage);
             reports.extend(report);
         }
-        Ok((tensors, reports))
+        Ok((all, reports))
     }
 
     /// Statistics of the inputs of some layers behind the last block.
@@ -172,28 +172,28 @@ impl Job {
         stats: &Statistics,
         progress: &ProgressBar,
         mut replace: impl FnMut(&str, &Packed) -> Result<()>,
-    ) -> Result<(NamedTensors, Vec<LayerReport>)> {
-        let (mut tensors, mut reports) = (vec![], vec![]);
+    ) -> Result<(PackedLayers, Vec<LayerReport>)> {
+        let (mut all, mut reports) = (vec![], vec![]);
         for Chosen { spec: layer, pattern } in layers {
             progress.set_message(layer.name.clone());
             let weight = Source::open(&self.checkpoint, layer)?;
             let method = self.options.recipe.method(*pattern, self.value_type(layer)?);
             let pruned = method.prune(&weight, stats.of(layer)).with_context(|| format!("layer {}", layer.name))?;
-            let parts = lacuna_format::pack_tensors(&layer.name, &pruned.packed);
+            let grid = pruned.packed.mask().grid();
             reports.push(LayerReport {
                 name: layer.name.clone(),
                 pattern: pattern.to_string(),
-                density: pruned.packed.mask().grid().density(),
+                density: grid.density(),
                 retained_score: pruned.retained_score,
                 relative_error: pruned.relative_error,
                 quantization_error: pruned.quantization_error,
                 bytes_before: self.checkpoint.info(&layer.weight())?.len as u64,
-                bytes_after: parts.iter().map(|(_, tensor)| tensor.bytes() as u64).sum(),
+                bytes_after: packed_bytes(grid, self.value_type(layer)?, pruned.packed.row_order().is_some()) as u64,
             });
-            tensors.extend(parts);
             replace(&layer.name, &pruned.packed)?;
+            all.push((layer.name.clone(), pruned.packed));
             progress.inc(1);
         }
-        Ok((tensors, reports))
+        Ok((all, reports))
     }
 }

@@ -65,7 +65,7 @@ fn write_shard(
     shard: &str,
     names: &BTreeSet<&String>,
 ) -> Result<()> {
-    let (mut tensors, mut raw) = (vec![], vec![]);
+    let (mut tensors, mut raw, mut pruned_layers) = (vec![], vec![], vec![]);
     for &name in names {
         let (layer, part) = name.rsplit_once('.').unwrap_or((name, ""));
         if let Some(values) = trainer.vector(name)? {
@@ -76,12 +76,13 @@ fn write_shard(
             if part == "values"
                 && let Some(packed) = trainer.packed(layer)?
             {
-                tensors.extend(pack_tensors(layer, &packed));
+                pruned_layers.push((layer, packed));
             }
         } else {
             raw.push((name.clone(), pruned.raw(name)?));
         }
     }
+    tensors.extend(pruned_layers.iter().flat_map(|(layer, packed)| pack_tensors(layer, packed)));
     for (name, tensor) in &raw {
         tensors.push((name.clone(), OutTensor::new(tensor.info.dtype, tensor.info.shape.clone(), tensor.bytes())));
     }
