@@ -28,10 +28,10 @@ impl Sink {
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true);
-        let (file, direct) = match past_the_cache(&mut options.clone()).map(|options| options.open(path)) {
-            Some(Ok(file)) => (file, true),
-            // There are file systems that know of no such thing. Any other problem shows again here.
-            Some(Err(_)) | None => (options.open(path)?, false),
+        let (file, direct) = match open_direct(&mut options.clone(), path) {
+            Ok(file) => (file, true),
+            // There are systems and file systems that know of no such thing. Any other problem shows again here.
+            Err(_) => (options.open(path)?, false),
         };
         let buffer = vec![0; BUFFER + SECTOR];
         let start = buffer.as_ptr().align_offset(SECTOR);
@@ -85,16 +85,15 @@ impl Write for Sink {
     }
 }
 
-/// The flag for it, on the systems that have one.
 #[cfg(target_os = "linux")]
-fn past_the_cache(options: &mut OpenOptions) -> Option<&mut OpenOptions> {
+fn open_direct(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    Some(options.custom_flags(libc::O_DIRECT))
+    options.custom_flags(libc::O_DIRECT).open(path)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn past_the_cache(_: &mut OpenOptions) -> Option<&mut OpenOptions> {
-    None
+fn open_direct(_: &mut OpenOptions, _: &Path) -> io::Result<File> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! A pruned layer in training: its mask as the pattern has it, and what follows from it for weights and gradients.
 
 use candle_core::{Device, Tensor};
-use lacuna_core::{Mask, Matrix, Packed, Permutation, Scores, ValueType};
+use lacuna_core::{Mask, Matrix, Packed, Permutation, ValueType};
 use lacuna_model::LinearSpec;
 use lacuna_prune::{Criterion, Selection};
 
