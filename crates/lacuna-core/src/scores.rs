@@ -1,6 +1,6 @@
 //! How much each weight is worth keeping.
 
-use crate::{Error, Matrix, Result, sum_of};
+use crate::{Error, Matrix, Result};
 
 /// Scores of a weight matrix, same shape, every one finite and not negative.
 #[derive(Debug, Clone, PartialEq)]
@@ -9,29 +9,24 @@ pub struct Scores {
     sum: f64,
 }
 
+/// Scores that are checked and summed while they are in the cache: a whole number of [`crate::sum_of`]'s runs.
+const LOOKED_AT: usize = 4096;
+
 impl Scores {
     /// Refuses the first score that is negative, infinite or NaN.
     pub fn new(scores: Matrix) -> Result<Self> {
-        let mut sum = 0.0;
-        for row in 0..scores.rows() {
-            sum += look_at(row, scores.row(row))?;
+        let fine = |s: f32| (0.0..=f32::MAX).contains(&s);
+        let (mut all, mut sum) = (true, 0.0);
+        for part in scores.data().chunks(LOOKED_AT) {
+            // All at once first, without a way out that would keep the compiler from using vectors.
+            all &= part.iter().fold(true, |all, &s| all & fine(s));
+            sum += crate::sum_of(part, |s| s);
         }
-        Ok(Self { scores, sum })
-    }
-
-    /// The same of `rows` rows of `cols` scores, each looked at while it is in the cache: `append` adds a row at the end of
-    /// the buffer.
-    ///
-    /// # Panics
-    /// If `append` adds more or less than a row.
-    pub fn of_rows(rows: usize, cols: usize, mut append: impl FnMut(usize, &mut Vec<f32>)) -> Result<Self> {
-        let (mut scores, mut sum) = (Vec::with_capacity(rows * cols), 0.0);
-        for row in 0..rows {
-            append(row, &mut scores);
-            assert_eq!(scores.len(), (row + 1) * cols, "a row of scores at a time");
-            sum += look_at(row, &scores[row * cols..])?;
+        if all {
+            return Ok(Self { scores, sum });
         }
-        Ok(Self { scores: Matrix::new(rows, cols, scores)?, sum })
+        let i = scores.data().iter().position(|&s| !fine(s)).unwrap_or(0);
+        Err(Error::BadScore { row: i / scores.cols(), col: i % scores.cols(), value: scores.data()[i] })
     }
 
     /// Sum of all scores.
@@ -48,15 +43,4 @@ impl Scores {
     pub fn into_matrix(self) -> Matrix {
         self.scores
     }
-}
-
-/// The sum of a row. Refuses the first score that is none.
-fn look_at(row: usize, scores: &[f32]) -> Result<f64> {
-    let fine = |s: f32| (0.0..=f32::MAX).contains(&s);
-    // All at once first, without a way out that would keep the compiler from using vectors.
-    if scores.iter().fold(true, |all, &s| all & fine(s)) {
-        return Ok(sum_of(scores, |s| s));
-    }
-    let col = scores.iter().position(|&s| !fine(s)).unwrap_or(0);
-    Err(Error::BadScore { row, col, value: scores[col] })
 }

@@ -19,7 +19,7 @@ pub use checkpoint::{Checkpoint, RawMatrix, RawTensor, TensorInfo};
 pub use error::{Error, Result};
 pub use header::{Header, read_header, read_json};
 pub use images::{ImageProcessor, RgbImage};
-pub use packed::{PackedTensors, pack_tensors, packed_bytes, read_packed};
+pub use packed::{PackedTensors, bytes_of, pack_tensors, packed_bytes, read_packed};
 pub use safetensors::Dtype as TensorDtype;
 pub use sparsity::{LayerSparsity, METHOD, SPARSITY_KEY, Sparsity, VERSION};
 pub use staging::{Staging, write_whole};

@@ -87,6 +87,11 @@ pub fn packed_bytes(grid: &Grid, values: ValueType, row_order: bool) -> usize {
         + if row_order { grid.rows() * size_of::<u32>() } else { 0 }
 }
 
+/// Bytes of this packed layer.
+pub fn bytes_of(packed: &Packed) -> usize {
+    packed_bytes(packed.mask().grid(), packed.values().value_type(), packed.row_order().is_some())
+}
+
 /// Checks and decodes a layer of `[rows, cols]` under `pattern`. Every length, column id, order and position code is
 /// checked; the error names the tensor.
 pub fn read_packed(layer: &str, pattern: Pattern, [rows, cols]: [usize; 2], raw: &PackedTensors) -> Result<Packed> {

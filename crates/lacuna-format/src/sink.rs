@@ -1,4 +1,4 @@
-//! Large files written past the page cache where the system can: what is written once and not read back soon would only
+//! Large files written past the page cache where the system can: what is read back once, or not at all, would only
 //! drive the source out of memory, and copying it there costs more time than the disk takes.
 
 use std::fs::{File, OpenOptions};

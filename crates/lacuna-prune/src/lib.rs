@@ -23,7 +23,7 @@ pub use permute::Permute;
 pub use products::Products;
 pub use score::Criterion;
 pub use select::Selection;
-pub use stats::{Stats, weight_energy};
+pub use stats::Stats;
 pub use update::{Hessian, Update};
 
 /// Weights that one thread works on at a time: they stay in its cache through all stages.

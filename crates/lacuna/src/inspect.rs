@@ -74,9 +74,9 @@ pub fn inspect(model: &Path, progress: &ProgressBar) -> Result<Inspection> {
         progress.set_message(layer.name.clone());
         let (weight, dtype, pattern, bytes) = match checkpoint.packed(&layer.name)? {
             Some(packed) => {
-                let (grid, values) = (packed.mask().grid(), packed.values().value_type());
-                let bytes = lacuna_format::packed_bytes(grid, values, packed.row_order().is_some());
-                (packed.unpack(), values, Some(grid.pattern().to_string()), bytes as u64)
+                let pattern = packed.mask().grid().pattern().to_string();
+                let bytes = lacuna_format::bytes_of(&packed) as u64;
+                (packed.unpack(), packed.values().value_type(), Some(pattern), bytes)
             }
             None => {
                 let name = layer.weight();

@@ -81,10 +81,12 @@ pub struct Scorer {
 impl Scorer {
     /// Scores of the rows from `start` on, given as a matrix of their own. Refuses one that overflows.
     pub fn scores(&self, start: usize, rows: &Matrix) -> lacuna_core::Result<Scores> {
-        Scores::of_rows(rows.rows(), rows.cols(), |i, scores| {
+        let mut scores = Vec::with_capacity(rows.data().len());
+        for i in 0..rows.rows() {
             let row = self.row[start + i];
             let factors = self.column.iter().zip(&self.row_scale);
             scores.extend(rows.row(i).iter().zip(factors).map(|(w, (c, d))| w.abs() * (c + row * d)));
-        })
+        }
+        Scores::new(Matrix::new(rows.rows(), rows.cols(), scores)?)
     }
 }

@@ -39,9 +39,7 @@ impl WindowScores {
     /// Sum of each column.
     pub(super) fn norms(&self) -> Vec<f32> {
         let mut norms = vec![0.0; self.width];
-        for row in self.data.chunks_exact(self.width) {
-            norms.iter_mut().zip(row).for_each(|(norm, s)| *norm += s);
-        }
+        super::add_rows(&mut norms, &self.data);
         norms
     }
 }

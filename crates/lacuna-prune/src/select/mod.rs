@@ -171,6 +171,14 @@ fn dispatch<Op: pulp::WithSimd>(choice: Op) -> Op::Output {
     pulp::Arch::new().dispatch(choice)
 }
 
+/// Adds rows to the sums of their columns.
+#[inline(always)]
+fn add_rows(sums: &mut [f32], rows: &[f32]) {
+    for row in rows.chunks_exact(sums.len()) {
+        sums.iter_mut().zip(row).for_each(|(sum, score)| *sum += score);
+    }
+}
+
 /// Plain comparisons: one instruction each, which `f32::max` is not, for it has an opinion on NaN.
 #[inline(always)]
 fn max(a: f32, b: f32) -> f32 {

@@ -4,7 +4,7 @@
 use lacuna_core::{GROUP_COLUMNS, Grid, Mask, Pattern, Result, Scores};
 use rayon::prelude::*;
 
-use super::{Select, grouped, of_columns};
+use super::{Select, add_rows, grouped, of_columns};
 
 /// The 4 columns of each block with the largest L1 norm of scores.
 pub struct Paper;
@@ -41,16 +41,6 @@ fn columns_of(scores: &Scores, grid: &Grid, block: usize) -> Vec<[u32; GROUP_COL
     }
     let groups = norms.chunks_exact(m).enumerate();
     groups.map(|(group, norms)| largest(norms).map(|c| (group * m + c) as u32)).collect()
-}
-
-/// Adds rows to the sums of their columns, so many columns at a time that the sums stay in the nearest cache.
-#[inline(always)]
-fn add_rows(sums: &mut [f32], rows: &[f32]) {
-    for row in rows.chunks_exact(sums.len()) {
-        for (sum, &score) in sums.iter_mut().zip(row) {
-            *sum += score;
-        }
-    }
 }
 
 /// The 4 largest, ascending by place.

@@ -7,7 +7,7 @@ use std::thread::ScopedJoinHandle;
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use lacuna_core::Packed;
-use lacuna_format::{Checkpoint, OutTensor, Staging, pack_tensors, packed_bytes};
+use lacuna_format::{Checkpoint, OutTensor, Staging, bytes_of, pack_tensors};
 use lacuna_model::{Block, Execution, LinearSpec};
 use serde_json::Value;
 
@@ -179,16 +179,15 @@ impl Job {
             let weight = Source::open(&self.checkpoint, layer)?;
             let method = self.options.recipe.method(*pattern, self.value_type(layer)?);
             let pruned = method.prune(&weight, stats.of(layer)).with_context(|| format!("layer {}", layer.name))?;
-            let grid = pruned.packed.mask().grid();
             reports.push(LayerReport {
                 name: layer.name.clone(),
                 pattern: pattern.to_string(),
-                density: grid.density(),
+                density: pruned.packed.mask().grid().density(),
                 retained_score: pruned.retained_score,
                 relative_error: pruned.relative_error,
                 quantization_error: pruned.quantization_error,
                 bytes_before: self.checkpoint.info(&layer.weight())?.len as u64,
-                bytes_after: packed_bytes(grid, self.value_type(layer)?, pruned.packed.row_order().is_some()) as u64,
+                bytes_after: bytes_of(&pruned.packed) as u64,
             });
             replace(&layer.name, &pruned.packed)?;
             all.push((layer.name.clone(), pruned.packed));
