@@ -9,19 +9,17 @@ use lacuna_core::{Dtype, Matrix, Packed, Values};
 use rayon::prelude::*;
 use safetensors::Dtype as TensorDtype;
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use crate::header::{read_file_header, read_json};
 use crate::mmap::Mapped;
 use crate::packed::{PackedTensors, read_packed};
+use crate::pass::{self, Hashing, Progress};
 use crate::tensor::decode_floats;
 use crate::{Error, Result, Sparsity};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Bytes mapped at a time to be hashed.
-const HASH_PART: usize = 1 << 24;
 /// Values that one thread widens at a time.
 const PART: usize = 1 << 16;
 
@@ -36,6 +34,13 @@ pub struct TensorInfo {
     pub len: usize,
     file: usize,
     offset: u64,
+}
+
+impl TensorInfo {
+    /// The file, counted as in [`Checkpoint::files`], and the bytes of it.
+    pub(crate) fn place(&self) -> (usize, Range<u64>) {
+        (self.file, self.offset..self.offset + self.len as u64)
+    }
 }
 
 /// Values of a band that are widened and checked at a time.
@@ -314,15 +319,9 @@ impl Checkpoint {
         Err(Error::tensor(name, problem))
     }
 
-    /// SHA-256 of a weight file, in hex.
-    pub fn sha256(path: &Path) -> Result<String> {
-        let size = std::fs::metadata(path).map_err(Error::io(path))?.len();
-        let mut hasher = Sha256::new();
-        for start in (0..size).step_by(HASH_PART) {
-            let len = (HASH_PART as u64).min(size - start) as usize;
-            hasher.update(Mapped::range(path, start, len)?.soon().bytes());
-        }
-        Ok(hasher.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}")))
+    /// Begins to read all weights once, hashing the files along the way.
+    pub fn pass(&self) -> Result<(Progress, Hashing<'_>)> {
+        pass::begin(self)
     }
 }
 

@@ -88,7 +88,7 @@ impl Write for Sink {
 #[cfg(target_os = "linux")]
 fn open_direct(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    options.custom_flags(libc::O_DIRECT).open(path)
+    options.custom_flags(rustix::fs::OFlags::DIRECT.bits().cast_signed()).open(path)
 }
 
 #[cfg(not(target_os = "linux"))]

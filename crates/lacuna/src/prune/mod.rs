@@ -177,13 +177,15 @@ impl Job {
         let started = Instant::now();
         check_output(self.checkpoint.dir(), output, self.options.force)?;
         let mut staging = Staging::open(output, self.options.force, &self.fingerprint()?)?;
-        let hashes = std::thread::scope(|scope| {
-            let hashes = scope.spawn(|| hash_files(&self.checkpoint));
-            let written = self.write_shards(&mut staging, progress)?;
-            let hashes = hashes.join().expect("hashing does not panic")?;
+        let (pass, hashing) = self.checkpoint.pass()?;
+        let staged = &mut staging;
+        let (hashes, written) = std::thread::scope(|scope| {
+            let hashes = scope.spawn(|| hashing.run());
+            let written = self.write_shards(staged, &pass, progress)?;
+            pass.finish();
+            let hashes = hashes.join().expect("hashing does not panic")?.expect("the pass was finished");
             Ok::<_, anyhow::Error>((hashes, written))
-        });
-        let (hashes, written) = hashes?;
+        })?;
         self.write_companions(&staging, hashes)?;
         let bytes_after = Checkpoint::open(staging.dir())?.weight_bytes();
         staging.finish()?;
@@ -336,12 +338,6 @@ impl Job {
         };
         pruning + streams + of_inputs + factors + copies * 4 * largest
     }
-}
-
-/// SHA-256 of the weight files, by name.
-fn hash_files(checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>> {
-    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    checkpoint.files().iter().map(|path| Ok((name(path), Checkpoint::sha256(path)?))).collect()
 }
 
 /// A short name of the samples (FNV-1a, 64 bits): tells one draw from another.

@@ -7,7 +7,7 @@ use std::thread::ScopedJoinHandle;
 use anyhow::{Context, Result};
 use indicatif::ProgressBar;
 use lacuna_core::Packed;
-use lacuna_format::{Checkpoint, OutTensor, Staging, bytes_of, pack_tensors};
+use lacuna_format::{Checkpoint, OutTensor, Progress, Staging, bytes_of, pack_tensors};
 use lacuna_model::{Block, Execution, LinearSpec};
 use serde_json::Value;
 
@@ -34,7 +34,12 @@ impl Job {
     ///
     /// A shard is written while the next block is pruned, one at a time and in order, so that the journal is what it
     /// would be without the thread.
-    pub(super) fn write_shards(&self, staging: &mut Staging, progress: &ProgressBar) -> Result<Written> {
+    pub(super) fn write_shards(
+        &self,
+        staging: &mut Staging,
+        pass: &Progress,
+        progress: &ProgressBar,
+    ) -> Result<Written> {
         let sparsity = self.sparsity(BTreeMap::new())?;
         let calibrating = !self.samples.is_empty();
         let blocks = self.config.blocks().layers;
@@ -47,6 +52,10 @@ impl Job {
         let staging = Mutex::new(staging);
         let written = |writing: Option<ScopedJoinHandle<Result<()>>>| {
             writing.map_or(Ok(()), |thread| thread.join().expect("writing does not panic"))
+        };
+        let read = |part| {
+            let tensors = self.checkpoint.tensors().iter();
+            tensors.filter(|(name, _)| self.part_of(name) == part).for_each(|(_, tensor)| pass.read(tensor));
         };
         std::thread::scope(|scope| {
             let mut writing = None;
@@ -82,9 +91,12 @@ impl Job {
                     let dense = stream.beside_dense().then(|| self.dense_block(part)).transpose()?;
                     stream.advance(&block, dense.as_ref());
                 }
+                // The one before is written by now.
+                part.checked_sub(1).into_iter().for_each(read);
             }
             written(writing)
         })?;
+        read(blocks);
         Ok(Written { layers: reports, resumed_shards: resumed, calibration_tokens })
     }
 
