@@ -367,15 +367,6 @@ unsafe fn add_chunks<I: Isa, P: Prefill<I>, const N: usize, const C: usize>(
     let width = N * I::LANES;
     let columns = layout.columns(tile);
     for c in 0..C {
-        if chunk + C + c < layout.chunks {
-            // Free columns are no stream that the hardware would see coming.
-            let next: [_; CHUNK] = columns.of((chunk + C + c) * CHUNK);
-            for column in next.into_iter().flatten() {
-                for place in (0..width).step_by(64 / size_of::<P::Input>()) {
-                    I::prefetch(input.data.as_ptr().wrapping_add(column * width + place).cast());
-                }
-            }
-        }
         let columns: [_; CHUNK] = columns.of((chunk + c) * CHUNK);
         for (g, four) in columns.into_iter().enumerate() {
             // SAFETY: columns are at most `layout.cols`, so each names a row of the input tile; a group's choices are
@@ -386,6 +377,14 @@ unsafe fn add_chunks<I: Isa, P: Prefill<I>, const N: usize, const C: usize>(
             }
         }
     }
+    // Columns of the chunks after these, which no hardware would see coming, are asked for strip by strip: all at once they
+    // would wait for each other, and the first be gone before they are needed.
+    let next: [[[usize; 4]; CHUNK]; C] = std::array::from_fn(|c| {
+        let ahead = chunk + C + c;
+        if ahead < layout.chunks { columns.of(ahead * CHUNK) } else { [[layout.cols; 4]; CHUNK] }
+    });
+    let next = next.as_flattened().as_flattened();
+    let mut asked = next.chunks(next.len().div_ceil(tile.len.div_ceil(I::LANES)));
     let block = |c: usize| (chunk + c) / layout.block_chunks;
     let x_scales: [*const f32; C] =
         std::array::from_fn(|c| input.scales.get(block(c) * width..).map_or(std::ptr::null(), <[f32]>::as_ptr));
@@ -405,6 +404,11 @@ unsafe fn add_chunks<I: Isa, P: Prefill<I>, const N: usize, const C: usize>(
             }
             for place in (0..C * layout.chunk_bytes).step_by(64) {
                 I::prefetch(stream.wrapping_add(layout.strip_bytes + place));
+            }
+            for &column in asked.next().unwrap_or_default() {
+                for place in (0..width).step_by(64 / size_of::<P::Input>()) {
+                    I::prefetch(input.data.as_ptr().wrapping_add(column * width + place).cast());
+                }
             }
             let mut lane = 0;
             // No closure: it may be compiled by itself, without the features.
