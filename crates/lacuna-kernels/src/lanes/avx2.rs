@@ -160,6 +160,14 @@ impl Isa for Avx2 {
         _mm256_shuffle_epi8(four, control)
     }
     #[inline(always)]
+    unsafe fn ranked(from: *const [u16; 4]) -> __m256i {
+        _mm256_shuffle_epi8(Self::four_pairs(from), _mm256_loadu_si256(super::layout::PAIR_BYTES.as_ptr().cast()))
+    }
+    #[inline(always)]
+    unsafe fn pick_ranked(ranked: __m256i, ranks: __m256i) -> __m256i {
+        _mm256_permutevar8x32_epi32(ranked, ranks)
+    }
+    #[inline(always)]
     unsafe fn dot_i16(sum: __m256i, a: __m256i, b: __m256i) -> __m256i {
         _mm256_add_epi32(sum, _mm256_madd_epi16(a, b))
     }

@@ -177,6 +177,14 @@ impl<const DOT: bool> Isa for Avx512<DOT> {
         _mm512_shuffle_epi8(four, control)
     }
     #[inline(always)]
+    unsafe fn ranked(from: *const [u16; 4]) -> __m512i {
+        _mm512_shuffle_epi8(Self::four_pairs(from), _mm512_loadu_si512(super::layout::PAIR_BYTES.as_ptr().cast()))
+    }
+    #[inline(always)]
+    unsafe fn pick_ranked(ranked: __m512i, ranks: __m512i) -> __m512i {
+        _mm512_permutexvar_epi32(ranks, ranked)
+    }
+    #[inline(always)]
     unsafe fn dot_i16(sum: __m512i, a: __m512i, b: __m512i) -> __m512i {
         if DOT { _mm512_dpwssd_epi32(sum, a, b) } else { _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)) }
     }

@@ -16,6 +16,9 @@ const SPARE: usize = 8;
 /// Most tokens of a tile.
 pub(super) const MAX_TOKENS: usize = 8;
 
+/// Most lanes of a vector.
+const MOST_LANES: usize = 16;
+
 /// Vectors that a tile of more tokens may be wide.
 const TILE_VECTORS: [usize; 5] = [2, 3, 4, 6, 8];
 
@@ -154,6 +157,10 @@ impl<E: Element> InputTile<E> {
 
     #[inline(always)]
     fn of_width<const N: usize>(x: &Matrix, start: usize, block_columns: usize) -> Self {
+        // As in `prefill::run`.
+        if const { N > E::VECTORS * MOST_LANES } {
+            unreachable!("tiles of such activations are narrower");
+        }
         let (features, tokens) = (x.rows(), x.cols());
         let real = N.min(tokens - start);
         let mut data = Aligned::scratch((features + 1) * N + SPARE);

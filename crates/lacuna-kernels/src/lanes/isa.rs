@@ -88,6 +88,19 @@ pub(super) trait Isa: Copy {
     unsafe fn four_pairs(from: *const [u16; 4]) -> Self::I;
     /// Each lane's pair out of the four 16-bit values.
     unsafe fn pick_pair(four: Self::I, control: Self::I) -> Self::I;
+    /// The four 16-bit values as [`Isa::pick_ranked`] takes them.
+    #[inline(always)]
+    unsafe fn ranked(from: *const [u16; 4]) -> Self::I {
+        // SAFETY: the caller's.
+        unsafe { Self::four_pairs(from) }
+    }
+    /// Each lane's pair by its rank, the low nibble of its word: [`Isa::pick_pair`] where it is the only token. An instruction set
+    /// that looks words up by their place makes all six pairs at once, and one shuffle does for several strips.
+    #[inline(always)]
+    unsafe fn pick_ranked(ranked: Self::I, ranks: Self::I) -> Self::I {
+        // SAFETY: the caller's.
+        unsafe { Self::pick_pair(ranked, Self::pair_control(ranks)) }
+    }
     /// `sum + a₀·b₀ + a₁·b₁` in 32-bit integers, for pairs of 16-bit ones.
     unsafe fn dot_i16(sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
     /// Signed integers as floats.

@@ -317,6 +317,10 @@ pub(super) unsafe fn run<I: Isa, P: Prefill<I>, const N: usize>(
     y: &mut [f32],
     tokens: usize,
 ) {
+    // Said to the compiler, which would make such a loop and throw it away after.
+    if const { N > <P::Input as Element>::VECTORS } {
+        unreachable!("tiles of such activations are narrower");
+    }
     let width = N * I::LANES;
     assert!(input.width == width && input.data.len() >= (layout.cols + 1) * width);
     let mut scratch = Aligned::<u32>::scratch(2 * CHUNK * P::CHOICES * width);

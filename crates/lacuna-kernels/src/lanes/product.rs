@@ -223,10 +223,17 @@ impl<I: Isa> Product<I> for InBf16 {
                         streams[s] = streams[s].add(4 * I::LANES);
                         controls[s] = I::pair_control(ranks[s]);
                     }
-                    for t in 0..N {
-                        let four = I::four_pairs(x.add(t));
+                    if N == 1 {
+                        let ranked = I::ranked(x);
                         for s in 0..S {
-                            acc[s][t] = I::dot_bf16(acc[s][t], values[s], I::pick_pair(four, controls[s]));
+                            acc[s][0] = I::dot_bf16(acc[s][0], values[s], I::pick_ranked(ranked, ranks[s]));
+                        }
+                    } else {
+                        for t in 0..N {
+                            let four = I::four_pairs(x.add(t));
+                            for s in 0..S {
+                                acc[s][t] = I::dot_bf16(acc[s][t], values[s], I::pick_pair(four, controls[s]));
+                            }
                         }
                     }
                     for ranks in &mut ranks {
@@ -276,10 +283,17 @@ impl<I: Isa, V: IntValues<I>> Product<I> for InInt<V> {
                             values[s] = V::load(streams[s], group);
                             controls[s] = I::pair_control(ranks[s]);
                         }
-                        for t in 0..N {
-                            let four = I::four_pairs(x.add(t));
+                        if N == 1 {
+                            let ranked = I::ranked(x);
                             for s in 0..S {
-                                acc[s][t] = I::dot_i16(acc[s][t], values[s], I::pick_pair(four, controls[s]));
+                                acc[s][0] = I::dot_i16(acc[s][0], values[s], I::pick_ranked(ranked, ranks[s]));
+                            }
+                        } else {
+                            for t in 0..N {
+                                let four = I::four_pairs(x.add(t));
+                                for s in 0..S {
+                                    acc[s][t] = I::dot_i16(acc[s][t], values[s], I::pick_pair(four, controls[s]));
+                                }
                             }
                         }
                         for ranks in &mut ranks {
