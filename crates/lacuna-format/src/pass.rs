@@ -22,9 +22,6 @@ const PART: usize = 16 << 20;
 /// still finds all of it in memory.
 const AHEAD: u64 = 1 << 30;
 
-/// Places at which a file is looked at to tell whether it is in memory.
-const PROBES: u64 = 64;
-
 /// What the work tells hashing.
 enum Step {
     Read { file: usize, bytes: Range<u64> },
@@ -145,25 +142,30 @@ impl<'a> Passed<'a> {
         Ok(Self { path, file, len, stays })
     }
 
-    #[cfg(target_os = "linux")]
+    /// Takes bytes out of memory, if nobody had them there before.
     fn forget(&self, bytes: &Range<u64>) {
         if !self.stays {
-            let len = std::num::NonZeroU64::new(bytes.end - bytes.start);
-            // Advice that is not taken costs memory that the system could use for others, nothing else.
-            let _ =
-                len.map(|len| rustix::fs::fadvise(&self.file, bytes.start, Some(len), rustix::fs::Advice::DontNeed));
+            forget(&self.file, bytes);
         }
     }
-
-    #[cfg(not(target_os = "linux"))]
-    fn forget(&self, _: &Range<u64>) {}
 }
+
+#[cfg(target_os = "linux")]
+fn forget(file: &File, bytes: &Range<u64>) {
+    let len = std::num::NonZeroU64::new(bytes.end - bytes.start);
+    // Advice that is not taken costs memory that the system could use for others, nothing else.
+    let _ = len.map(|len| rustix::fs::fadvise(file, bytes.start, Some(len), rustix::fs::Advice::DontNeed));
+}
+
+#[cfg(not(target_os = "linux"))]
+fn forget(_: &File, _: &Range<u64>) {}
 
 /// Whether most of a file is in memory, as far as a few places tell; `None` where the system does not say.
 #[cfg(target_os = "linux")]
 fn in_memory(path: &Path, len: u64) -> Option<bool> {
     use rustix::fs::Advice;
     use rustix::io::{Errno, ReadWriteFlags, preadv2};
+    const PROBES: u64 = 64;
     let file = File::open(path).ok()?;
     // So that looking at a page does not fetch those behind it.
     rustix::fs::fadvise(&file, 0, None, Advice::Random).ok()?;
