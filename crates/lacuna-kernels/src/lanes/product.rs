@@ -196,6 +196,27 @@ impl<I: Isa, V: FloatValues<I>> Product<I> for InF32<V> {
     }
 }
 
+/// What [`pick`] takes for rows of these ranks: made once for several tokens, or for one token the ranks themselves.
+#[inline(always)]
+unsafe fn control<I: Isa, const N: usize>(ranks: I::I) -> I::I {
+    // SAFETY: the CPU has the instructions.
+    if N == 1 { ranks } else { unsafe { I::pair_control(ranks) } }
+}
+
+/// The activations that [`pick`] picks from, of one of `N` tokens.
+#[inline(always)]
+unsafe fn four<I: Isa, const N: usize>(x: *const [u16; 4]) -> I::I {
+    // SAFETY: the CPU has the instructions, and the caller a four there.
+    unsafe { if N == 1 { I::ranked(x) } else { I::four_pairs(x) } }
+}
+
+/// Each row's pair.
+#[inline(always)]
+unsafe fn pick<I: Isa, const N: usize>(four: I::I, control: I::I) -> I::I {
+    // SAFETY: the CPU has the instructions.
+    unsafe { if N == 1 { I::pick_ranked(four, control) } else { I::pick_pair(four, control) } }
+}
+
 /// Values and activations in bfloat16, sums in f32: two products an instruction.
 pub(super) struct InBf16;
 
@@ -221,19 +242,12 @@ impl<I: Isa> Product<I> for InBf16 {
                     for s in 0..S {
                         values[s] = I::load_words(streams[s].cast());
                         streams[s] = streams[s].add(4 * I::LANES);
-                        controls[s] = I::pair_control(ranks[s]);
+                        controls[s] = control::<I, N>(ranks[s]);
                     }
-                    if N == 1 {
-                        let ranked = I::ranked(x);
+                    for t in 0..N {
+                        let four = four::<I, N>(x.add(t));
                         for s in 0..S {
-                            acc[s][0] = I::dot_bf16(acc[s][0], values[s], I::pick_ranked(ranked, ranks[s]));
-                        }
-                    } else {
-                        for t in 0..N {
-                            let four = I::four_pairs(x.add(t));
-                            for s in 0..S {
-                                acc[s][t] = I::dot_bf16(acc[s][t], values[s], I::pick_pair(four, controls[s]));
-                            }
+                            acc[s][t] = I::dot_bf16(acc[s][t], values[s], pick::<I, N>(four, controls[s]));
                         }
                     }
                     for ranks in &mut ranks {
@@ -281,19 +295,12 @@ impl<I: Isa, V: IntValues<I>> Product<I> for InInt<V> {
                         let (mut values, mut controls) = (ranks, ranks);
                         for s in 0..S {
                             values[s] = V::load(streams[s], group);
-                            controls[s] = I::pair_control(ranks[s]);
+                            controls[s] = control::<I, N>(ranks[s]);
                         }
-                        if N == 1 {
-                            let ranked = I::ranked(x);
+                        for t in 0..N {
+                            let four = four::<I, N>(x.add(t));
                             for s in 0..S {
-                                acc[s][0] = I::dot_i16(acc[s][0], values[s], I::pick_ranked(ranked, ranks[s]));
-                            }
-                        } else {
-                            for t in 0..N {
-                                let four = I::four_pairs(x.add(t));
-                                for s in 0..S {
-                                    acc[s][t] = I::dot_i16(acc[s][t], values[s], I::pick_pair(four, controls[s]));
-                                }
+                                acc[s][t] = I::dot_i16(acc[s][t], values[s], pick::<I, N>(four, controls[s]));
                             }
                         }
                         for ranks in &mut ranks {
