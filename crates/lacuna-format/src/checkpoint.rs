@@ -13,7 +13,6 @@ use serde_json::Value;
 use crate::header::{read_file_header, read_json};
 use crate::mmap::Mapped;
 use crate::packed::{PackedTensors, read_packed};
-use crate::pass::{self, Hashing, Progress};
 use crate::tensor::decode_floats;
 use crate::{Error, Result, Sparsity};
 
@@ -317,11 +316,6 @@ impl Checkpoint {
         }
         let problem = format!("shape {got:?} contradicts config.json, which asks for {want:?}; one of them is wrong");
         Err(Error::tensor(name, problem))
-    }
-
-    /// Begins to read all weights once, hashing the files along the way.
-    pub fn pass(&self) -> Result<(Progress, Hashing<'_>)> {
-        pass::begin(self)
     }
 }
 

@@ -59,11 +59,13 @@ pub struct Hashing<'a> {
     waiting: Vec<(usize, Range<u64>)>,
 }
 
-/// Begins a pass over the weight files of a checkpoint.
-pub(crate) fn begin(checkpoint: &Checkpoint) -> Result<(Progress, Hashing<'_>)> {
-    let (progress, steps) = channel();
-    let files = checkpoint.files().iter().map(Passed::open).collect::<Result<_>>()?;
-    Ok((Progress(progress), Hashing { files, steps, read: 0, waiting: vec![] }))
+impl Checkpoint {
+    /// Begins to read all weights once, hashing the files along the way.
+    pub fn pass(&self) -> Result<(Progress, Hashing<'_>)> {
+        let (progress, steps) = channel();
+        let files = self.files().iter().map(Passed::open).collect::<Result<_>>()?;
+        Ok((Progress(progress), Hashing { files, steps, read: 0, waiting: vec![] }))
+    }
 }
 
 impl Hashing<'_> {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use lacuna_core::{Pattern, ValueType};
-use lacuna_format::{Checkpoint, LayerSparsity, METHOD, SPARSITY_KEY, Sparsity, Staging, VERSION};
+use lacuna_format::{Checkpoint, LayerSparsity, METHOD, SPARSITY_KEY, Sparsity, Staging, TensorInfo, VERSION};
 use lacuna_model::{Config, LinearSpec, Sample, family};
 use lacuna_prune::{Permute, Update};
 use serde_json::{Value, json};
@@ -178,10 +178,9 @@ impl Job {
         check_output(self.checkpoint.dir(), output, self.options.force)?;
         let mut staging = Staging::open(output, self.options.force, &self.fingerprint()?)?;
         let (pass, hashing) = self.checkpoint.pass()?;
-        let staged = &mut staging;
         let (hashes, written) = std::thread::scope(|scope| {
             let hashes = scope.spawn(|| hashing.run());
-            let written = self.write_shards(staged, &pass, progress)?;
+            let written = self.write_shards(&mut staging, &pass, progress)?;
             pass.finish();
             let hashes = hashes.join().expect("hashing does not panic")?.expect("the pass was finished");
             Ok::<_, anyhow::Error>((hashes, written))
@@ -212,8 +211,12 @@ impl Job {
     /// Tensors of a block that stay as they are.
     fn kept_tensors(&self, part: usize) -> impl Iterator<Item = &String> {
         let replaced: Vec<String> = self.layers_of(part).iter().map(|layer| layer.spec.weight()).collect();
-        let names = self.checkpoint.tensors().keys();
-        names.filter(move |name| self.part_of(name) == part && !replaced.contains(name))
+        self.tensors_of(part).map(|(name, _)| name).filter(move |name| !replaced.contains(name))
+    }
+
+    /// Tensors of a block; behind the last block, those of no block.
+    fn tensors_of(&self, part: usize) -> impl Iterator<Item = (&String, &TensorInfo)> {
+        self.checkpoint.tensors().iter().filter(move |(name, _)| self.part_of(name) == part)
     }
 
     fn part_of(&self, name: &str) -> usize {

@@ -53,10 +53,7 @@ impl Job {
         let written = |writing: Option<ScopedJoinHandle<Result<()>>>| {
             writing.map_or(Ok(()), |thread| thread.join().expect("writing does not panic"))
         };
-        let read = |part| {
-            let tensors = self.checkpoint.tensors().iter();
-            tensors.filter(|(name, _)| self.part_of(name) == part).for_each(|(_, tensor)| pass.read(tensor));
-        };
+        let read = |part| self.tensors_of(part).for_each(|(_, tensor)| pass.read(tensor));
         std::thread::scope(|scope| {
             let mut writing = None;
             for (part, finished) in finished.into_iter().enumerate() {
@@ -92,7 +89,9 @@ impl Job {
                     stream.advance(&block, dense.as_ref());
                 }
                 // The one before is written by now.
-                part.checked_sub(1).into_iter().for_each(read);
+                if part > 0 {
+                    read(part - 1);
+                }
             }
             written(writing)
         })?;
