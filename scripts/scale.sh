@@ -14,12 +14,14 @@ rm -rf "$dir"/whole* "$dir"/killed*
 # Where we may, each starts from the disk and not from the memory of the one before it.
 forget() { sync; { echo 3 > /proc/sys/vm/drop_caches; } 2> /dev/null || echo "(no right to drop the page cache: from memory)"; }
 forget
-echo "reading all shards and writing as many bytes as the result has, by cat and head:"
-time (cat "$dir"/dense/*.safetensors > /dev/null; head -c 4268761088 /dev/zero > "$dir/written"; sync "$dir/written")
-rm "$dir/written"
-echo "reading all shards past the page cache, which is what the disk can do:"
+echo "the disk alone, past the page cache: reading all shards, then writing as many bytes as the result has"
+TIMEFORMAT="%R s (user %U, system %S)"
 time (for shard in "$dir"/dense/*.safetensors; do dd if="$shard" of=/dev/null iflag=direct bs=16M status=none; done) ||
     echo "(not on this file system)"
+time (dd if=/dev/zero of="$dir/written" oflag=direct bs=4M count=1018 status=none && sync "$dir/written") ||
+    echo "(not on this file system)"
+rm -f "$dir/written"
+echo "pruning:"
 forget
 time "${prune[@]}" "$dir/whole"
 

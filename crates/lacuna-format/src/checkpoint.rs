@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use half::f16;
 use lacuna_core::{Dtype, Matrix, Packed, Values};
@@ -13,6 +14,7 @@ use serde_json::Value;
 use crate::header::{read_file_header, read_json};
 use crate::mmap::Mapped;
 use crate::packed::{PackedTensors, read_packed};
+use crate::pass::Piece;
 use crate::tensor::decode_floats;
 use crate::{Error, Result, Sparsity};
 
@@ -45,21 +47,21 @@ impl TensorInfo {
 /// Values of a band that are widened and checked at a time.
 const LOOKED_AT: usize = 4096;
 
-/// One tensor, mapped.
+/// One tensor as it lies in its file.
 pub struct RawTensor<'a> {
     /// type and shape
     pub info: &'a TensorInfo,
-    map: Mapped,
+    pub(crate) piece: Arc<Piece>,
 }
 
 impl RawTensor<'_> {
     /// The bytes, little-endian, row-major.
     pub fn bytes(&self) -> &[u8] {
-        self.map.bytes()
+        self.piece.bytes()
     }
 }
 
-/// A floating-point matrix, mapped, whose rows are widened as they are asked for.
+/// A floating-point matrix as it lies in its file, whose rows are widened as they are asked for.
 pub struct RawMatrix<'a> {
     name: String,
     shape: [usize; 2],
@@ -204,7 +206,11 @@ impl Checkpoint {
     /// Maps a tensor.
     pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
         let info = self.info(name)?;
-        Ok(RawTensor { info, map: Mapped::range(&self.files[info.file], info.offset, info.len)? })
+        Ok(RawTensor { info, piece: Arc::new(Piece::Mapped(self.map(info)?)) })
+    }
+
+    fn map(&self, info: &TensorInfo) -> Result<Mapped> {
+        Mapped::range(&self.files[info.file], info.offset, info.len)
     }
 
     /// The storage type of a floating-point tensor.
@@ -260,10 +266,15 @@ impl Checkpoint {
 
     /// Maps a floating-point matrix of just this shape.
     pub fn raw_matrix(&self, name: &str, rows: usize, cols: usize) -> Result<RawMatrix<'_>> {
+        let info = self.info(name)?;
+        let piece = Arc::new(Piece::Mapped(self.map(info)?.soon()));
+        self.matrix_of(name, rows, cols, RawTensor { info, piece })
+    }
+
+    /// The tensor `name` as a floating-point matrix of just this shape.
+    pub fn matrix_of<'a>(&self, name: &str, rows: usize, cols: usize, raw: RawTensor<'a>) -> Result<RawMatrix<'a>> {
         self.check_shape(name, &[rows, cols])?;
-        let (dtype, raw) = (self.dtype(name)?, self.raw(name)?);
-        let raw = RawTensor { map: raw.map.soon(), ..raw };
-        Ok(RawMatrix { name: name.to_owned(), shape: [rows, cols], dtype, raw })
+        Ok(RawMatrix { name: name.to_owned(), shape: [rows, cols], dtype: self.dtype(name)?, raw })
     }
 
     /// A matrix of just this shape, widened to f32.

@@ -55,6 +55,11 @@ impl Error {
         Self::File { path: path.to_owned(), problem: problem.into() }
     }
 
+    /// A file that lost its end since its header was checked.
+    pub(crate) fn shorter(path: &Path) -> Self {
+        Self::file(path, "the file became shorter while it was being read; start again")
+    }
+
     /// A tensor cannot be used.
     pub fn tensor(name: &str, problem: impl Into<String>) -> Self {
         Self::Tensor { name: name.to_owned(), problem: problem.into() }

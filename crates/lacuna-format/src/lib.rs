@@ -4,6 +4,7 @@
 //! arithmetic; everything written gets its final name only when it is whole. Unsafe code is allowed in `mmap.rs` alone.
 
 mod checkpoint;
+mod direct;
 mod error;
 mod header;
 mod images;
@@ -21,7 +22,7 @@ pub use error::{Error, Result};
 pub use header::{Header, read_header, read_json};
 pub use images::{ImageProcessor, RgbImage};
 pub use packed::{PackedTensors, bytes_of, pack_tensors, packed_bytes, read_packed};
-pub use pass::{Hashing, Progress};
+pub use pass::{IN_FLIGHT, Pass, Passing};
 pub use safetensors::Dtype as TensorDtype;
 pub use sparsity::{LayerSparsity, METHOD, SPARSITY_KEY, Sparsity, VERSION};
 pub use staging::{Staging, write_whole};

@@ -23,7 +23,7 @@ impl Mapped {
         let file = File::open(path).map_err(Error::io(path))?;
         let size = file.metadata().map_err(Error::io(path))?.len();
         if offset.checked_add(len as u64).is_none_or(|end| end > size) {
-            return Err(Error::file(path, "the file became shorter while it was being read; start again"));
+            return Err(Error::shorter(path));
         }
         // SAFETY: the mapping is private and read-only and the range lies inside the file. Like every memory-mapped
         // reader we rely on nobody truncating or rewriting the checkpoint while it is read; SECURITY.md says so.

@@ -1,166 +1,247 @@
-//! One pass over the weight files: hashed from end to end while somebody else works through the tensors.
+//! One pass over the weight files: every byte is read once, in the order that disks like, hashed, and handed to whoever
+//! works on the tensor that it belongs to.
 //!
-//! The order of the work is not that of the files, so the two read on their own; what makes them read from the disk only
-//! once is that hashing stays near the work. A file that was not in memory before leaves it again behind both: it would
-//! only drive out what others need, and fresh memory for each page costs a virtual machine more than reading it.
+//! Files come past the page cache into buffers that are used again and again: fresh memory for each page costs a virtual
+//! machine more than reading it. Only a file that is in memory already is mapped.
 
-use std::collections::BTreeMap;
-use std::fs::File;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, Weak};
 
 use sha2::{Digest, Sha256};
 
+use crate::checkpoint::{RawTensor, TensorInfo};
+use crate::direct::{self, SECTOR, Sectors};
 use crate::mmap::Mapped;
-use crate::{Checkpoint, Error, Result, TensorInfo};
+use crate::{Checkpoint, Error, Result};
 
-/// Bytes that are hashed at a time, while the next ones are fetched.
+/// Bytes that are read at a time where no tensor is handed out.
 const PART: usize = 16 << 20;
 
-/// Bytes by which hashing may be ahead of the work: it then does the reading, in the order that disks like, and the work
-/// still finds all of it in memory.
-const AHEAD: u64 = 1 << 30;
+/// Pieces that wait for the work, and for hashing, while the next one is read.
+const WAITING: usize = 1;
 
-/// What the work tells hashing.
-enum Step {
-    Read { file: usize, bytes: Range<u64> },
-    Finished,
+/// Tensors of a pass that can be in memory at once: being read, waiting for hashing and for the work, and there.
+pub const IN_FLIGHT: usize = 1 + 2 * (WAITING + 1);
+
+/// A tensor by its name.
+type Named<'a> = (&'a str, &'a TensorInfo);
+
+/// The end of a pass that reads and hashes.
+pub struct Pass<'a> {
+    checkpoint: &'a Checkpoint,
+    wanted: BTreeSet<String>,
+    work: SyncSender<(&'a str, RawTensor<'a>)>,
+    worker: Weak<()>,
 }
 
-/// The end of a pass that works on tensors. Dropped before [`Progress::finish`], it gives up the pass.
-pub struct Progress(Sender<Step>);
-
-impl Progress {
-    /// A tensor that is not needed any more.
-    pub fn read(&self, tensor: &TensorInfo) {
-        let (file, bytes) = tensor.place();
-        self.tell(Step::Read { file, bytes });
-    }
-
-    /// No tensor is needed any more.
-    pub fn finish(self) {
-        self.tell(Step::Finished);
-    }
-
-    fn tell(&self, step: Step) {
-        // If nobody listens, hashing came to its end, good or bad: its result says which.
-        let _ = self.0.send(step);
-    }
+/// The end of a pass that works: the tensors asked for, as they come by. Dropped before [`Pass::run`] came to its end, it
+/// gives up the pass.
+pub struct Passing<'a> {
+    tensors: Receiver<(&'a str, RawTensor<'a>)>,
+    _worker: Arc<()>,
 }
 
-/// The end of a pass that hashes.
-pub struct Hashing<'a> {
-    files: Vec<Passed<'a>>,
-    steps: Receiver<Step>,
-    /// bytes that the work is done with; all, when it is finished
-    read: u64,
-    /// those of them that are still to be hashed
-    waiting: Vec<(usize, Range<u64>)>,
+impl<'a> Iterator for Passing<'a> {
+    type Item = (&'a str, RawTensor<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        // An end of reading, good or bad: its own result says which.
+        self.tensors.recv().ok()
+    }
 }
 
 impl Checkpoint {
-    /// Begins to read all weights once, hashing the files along the way.
-    pub fn pass(&self) -> Result<(Progress, Hashing<'_>)> {
-        let (progress, steps) = channel();
-        let files = self.files().iter().map(Passed::open).collect::<Result<_>>()?;
-        Ok((Progress(progress), Hashing { files, steps, read: 0, waiting: vec![] }))
+    /// A pass over all weight files that hands out some tensors, in the order of [`Self::in_order`].
+    pub fn pass(&self, wanted: BTreeSet<String>) -> (Pass<'_>, Passing<'_>) {
+        let (work, tensors) = sync_channel(WAITING);
+        let worker = Arc::new(());
+        let pass = Pass { checkpoint: self, wanted, work, worker: Arc::downgrade(&worker) };
+        (pass, Passing { tensors, _worker: worker })
+    }
+
+    /// All tensors in the order of files, and within a file of bytes.
+    pub fn in_order(&self) -> Vec<Named<'_>> {
+        let mut tensors: Vec<_> = self.tensors().iter().map(|(name, info)| (name.as_str(), info)).collect();
+        tensors.sort_by_key(|(_, info)| (info.place().0, info.place().1.start));
+        tensors
     }
 }
 
-impl Hashing<'_> {
+impl Pass<'_> {
     /// SHA-256 of each weight file in hex, by name; `None` if the work was given up.
-    pub fn run(mut self) -> Result<Option<BTreeMap<String, String>>> {
-        let mut hashes = BTreeMap::new();
-        let mut before = 0;
-        for file in 0..self.files.len() {
-            let Passed { path, len, .. } = self.files[file];
-            let part =
-                |start: u64| Mapped::range(path, start, (PART as u64).min(len - start) as usize).map(Mapped::soon);
-            let mut hasher = Sha256::new();
-            let (mut done, mut next) = (0, part(0)?);
-            while done < len {
-                if !self.wait_for_work(before + done) {
-                    return Ok(None);
+    pub fn run(self) -> Result<Option<BTreeMap<String, String>>> {
+        let files = self.checkpoint.files();
+        let tensors = self.checkpoint.in_order();
+        let tensors: Vec<_> = tensors.into_iter().filter(|(name, _)| self.wanted.contains(*name)).collect();
+        let buffers = Buffers::default();
+        std::thread::scope(|scope| {
+            let (pieces, to_hash) = sync_channel(WAITING);
+            let hashing = scope.spawn(|| hash(files, to_hash));
+            for (file, path) in files.iter().enumerate() {
+                let source = Source::open(path)?;
+                let tensors = tensors.iter().filter(|(_, info)| info.place().0 == file);
+                for (bytes, tensor) in cuts(source.len, tensors) {
+                    let piece = Arc::new(source.piece(bytes, &buffers)?);
+                    // If hashing panicked, joining it says so.
+                    let _ = pieces.send((file, piece.clone()));
+                    let given_up = match tensor {
+                        Some((name, info)) => self.work.send((name, RawTensor { info, piece })).is_err(),
+                        None => self.worker.strong_count() == 0,
+                    };
+                    if given_up {
+                        return Ok(None);
+                    }
                 }
-                let end = (done + PART as u64).min(len);
-                let here = std::mem::replace(&mut next, part(end)?);
-                hasher.update(here.bytes());
-                drop(here);
-                done = end;
-                self.leave_behind(file, done);
             }
-            before += len;
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let hex = hasher.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
-            hashes.insert(name, hex);
-        }
-        Ok(Some(hashes))
+            drop(pieces);
+            Ok(Some(hashing.join().expect("hashing does not panic")))
+        })
     }
+}
 
-    /// Hears what the work is done with, until it is near enough to what is hashed. Returns whether it goes on.
-    fn wait_for_work(&mut self, hashed: u64) -> bool {
-        loop {
-            let far = hashed > self.read.saturating_add(AHEAD);
-            let step = if far { self.steps.recv().ok() } else { self.steps.try_recv().ok() };
-            match step {
-                Some(Step::Read { file, bytes }) => {
-                    self.read = self.read.saturating_add(bytes.end - bytes.start);
-                    self.waiting.push((file, bytes));
-                }
-                Some(Step::Finished) => self.read = u64::MAX,
-                None => return !far,
-            }
-        }
+/// Hashes files that come piece by piece.
+fn hash(files: &[PathBuf], pieces: Receiver<(usize, Arc<Piece>)>) -> BTreeMap<String, String> {
+    let mut hashers = vec![Sha256::new(); files.len()];
+    for (file, piece) in pieces {
+        hashers[file].update(piece.bytes());
     }
+    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let hex = |hash: Sha256| hash.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
+    files.iter().map(name).zip(hashers.into_iter().map(hex)).collect()
+}
 
-    /// Lets go of what the work is done with and is hashed now.
-    fn leave_behind(&mut self, file: usize, hashed: u64) {
-        let files = &self.files;
-        self.waiting.retain(|(of, bytes)| {
-            let both = *of < file || (*of == file && bytes.end <= hashed);
-            if both {
-                files[*of].forget(bytes);
-            }
-            !both
-        });
+/// Cuts a file of `len` bytes into the tensors asked for, in order, and parts of what lies between them.
+fn cuts<'t, 'a: 't>(len: u64, tensors: impl Iterator<Item = &'t Named<'a>>) -> Vec<(Range<u64>, Option<Named<'a>>)> {
+    let mut all = vec![];
+    let mut done = 0;
+    let parts = |from: u64, to: u64| (from..to).step_by(PART).map(move |at| (at..to.min(at + PART as u64), None));
+    for &(name, info) in tensors {
+        let bytes = info.place().1;
+        all.extend(parts(done, bytes.start));
+        done = bytes.end;
+        all.push((bytes, Some((name, info))));
+    }
+    all.extend(parts(done, len));
+    all
+}
+
+/// Bytes of a file.
+pub(crate) enum Piece {
+    Mapped(Mapped),
+    Read(Buffer),
+}
+
+impl Piece {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map.bytes(),
+            Self::Read(buffer) => &buffer.memory[buffer.place.clone()],
+        }
     }
 }
 
 /// A file that is read once.
-struct Passed<'a> {
+#[derive(Clone, Copy)]
+struct Source<'a> {
     path: &'a Path,
-    file: File,
     len: u64,
-    /// whether it was in memory before, and is to stay there
-    stays: bool,
+    /// whether it is in memory
+    there: bool,
 }
 
-impl<'a> Passed<'a> {
+impl<'a> Source<'a> {
     fn open(path: &'a PathBuf) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path))?;
-        let len = file.metadata().map_err(Error::io(path))?.len();
-        let stays = in_memory(path, len).unwrap_or(true);
-        Ok(Self { path, file, len, stays })
+        let len = std::fs::metadata(path).map_err(Error::io(path))?.len();
+        Ok(Self { path, len, there: in_memory(path, len).unwrap_or(false) })
     }
 
-    /// Takes bytes out of memory, if nobody had them there before.
-    fn forget(&self, bytes: &Range<u64>) {
-        if !self.stays {
-            forget(&self.file, bytes);
+    fn piece(&self, bytes: Range<u64>, buffers: &Buffers) -> Result<Piece> {
+        if self.there {
+            return Mapped::range(self.path, bytes.start, (bytes.end - bytes.start) as usize).map(Piece::Mapped);
+        }
+        buffers.read(self, bytes).map(Piece::Read)
+    }
+
+    /// Fills memory with the bytes from an offset on, both whole sectors, as far as the file goes.
+    fn fill(&self, offset: u64, memory: &mut [u8]) -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        let (mut file, mut direct) = direct::open(options.read(true), self.path)?;
+        file.seek(SeekFrom::Start(offset))?;
+        let mut done = 0;
+        while done < memory.len() {
+            match file.read(&mut memory[done..]) {
+                Ok(0) => break,
+                Ok(bytes) => done += bytes,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // Opened, but not read from: some file systems say no only here, as they do behind half a sector.
+                Err(e) if direct && e.kind() == io::ErrorKind::InvalidInput => {
+                    (file, direct) = (options.open(self.path)?, false);
+                    file.seek(SeekFrom::Start(offset + done as u64))?;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        let needed = self.len.saturating_sub(offset).min(memory.len() as u64);
+        if (done as u64) < needed { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
+    }
+}
+
+/// Bytes that were read, among the sectors that they lie in. When nobody needs them any more, their memory is used for
+/// others.
+pub(crate) struct Buffer {
+    memory: Sectors,
+    place: Range<usize>,
+    home: Buffers,
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let memory = std::mem::take(&mut self.memory);
+        self.home.0.lock().expect("nobody panics here").push(memory);
+    }
+}
+
+/// Memory that nobody needs at the moment.
+#[derive(Clone, Default)]
+struct Buffers(Arc<Mutex<Vec<Sectors>>>);
+
+impl Buffers {
+    fn take(&self, len: usize) -> Sectors {
+        let mut free = self.0.lock().expect("nobody panics here");
+        match free.iter().position(|memory| memory.len() >= len) {
+            Some(fits) => free.swap_remove(fits),
+            None => {
+                // One that is too small makes way.
+                free.pop();
+                Sectors::new(len)
+            }
         }
     }
-}
 
-#[cfg(target_os = "linux")]
-fn forget(file: &File, bytes: &Range<u64>) {
-    let len = std::num::NonZeroU64::new(bytes.end - bytes.start);
-    // Advice that is not taken costs memory that the system could use for others, nothing else.
-    let _ = len.map(|len| rustix::fs::fadvise(file, bytes.start, Some(len), rustix::fs::Advice::DontNeed));
+    /// Reads bytes of a file, the two halves of them at once: that keeps a disk busy.
+    fn read(&self, source: &Source, bytes: Range<u64>) -> Result<Buffer> {
+        let start = bytes.start / SECTOR as u64 * SECTOR as u64;
+        let place = (bytes.start - start) as usize..(bytes.end - start) as usize;
+        let len = place.end.next_multiple_of(SECTOR);
+        let mut memory = self.take(len);
+        let half = (len / 2).next_multiple_of(SECTOR);
+        let (first, second) = memory[..len].split_at_mut(half);
+        let read = std::thread::scope(|scope| {
+            let first = scope.spawn(|| source.fill(start, first));
+            source.fill(start + half as u64, second).and(first.join().expect("reading does not panic"))
+        });
+        read.map_err(|cause| match cause.kind() {
+            io::ErrorKind::UnexpectedEof => Error::shorter(source.path),
+            _ => Error::io(source.path)(cause),
+        })?;
+        Ok(Buffer { memory, place, home: self.clone() })
+    }
 }
-
-#[cfg(not(target_os = "linux"))]
-fn forget(_: &File, _: &Range<u64>) {}
 
 /// Whether most of a file is in memory, as far as a few places tell; `None` where the system does not say.
 #[cfg(target_os = "linux")]
@@ -175,7 +256,7 @@ fn in_memory(path: &Path, len: u64) -> Option<bool> {
     for probe in 0..PROBES {
         let byte = &mut [0];
         let at = len / PROBES * probe;
-        match preadv2(&file, &mut [std::io::IoSliceMut::new(byte)], at, ReadWriteFlags::NOWAIT) {
+        match preadv2(&file, &mut [io::IoSliceMut::new(byte)], at, ReadWriteFlags::NOWAIT) {
             Ok(_) => there += 1,
             Err(Errno::AGAIN) => {}
             Err(_) => return None,
@@ -194,15 +275,21 @@ mod tests {
     use super::*;
     use crate::{OutTensor, TensorDtype};
 
-    /// A checkpoint of two shards, one with a tensor of several parts.
+    /// A checkpoint of two shards of several tensors, one of several parts; names are not in the order of bytes.
     fn checkpoint(dir: &Path) -> Checkpoint {
         let bytes: Vec<u8> = (0..2 * PART + 4).map(|i| (i as u32).wrapping_mul(2_654_435_761) as u8).collect();
         let mut map = serde_json::Map::new();
-        for (name, len) in [("a", 8), ("b", bytes.len())] {
-            let tensor = OutTensor::new(TensorDtype::U8, vec![len], &bytes[..len]);
-            let shard = format!("{name}.safetensors");
-            std::fs::write(dir.join(&shard), safetensors::serialize([(name, &tensor)], None).unwrap()).unwrap();
-            map.insert(name.to_owned(), shard.into());
+        for (shard, tensors) in [("1", [("z", 8), ("f", 5000)]), ("2", [("y", 12), ("b", bytes.len())])] {
+            let shard = format!("{shard}.safetensors");
+            let tensors: Vec<_> = tensors
+                .iter()
+                .map(|&(name, len)| (name, OutTensor::new(TensorDtype::U8, vec![len], &bytes[..len])))
+                .collect();
+            for (name, _) in &tensors {
+                map.insert((*name).to_owned(), shard.clone().into());
+            }
+            let tensors = tensors.iter().map(|(name, tensor)| (*name, tensor));
+            std::fs::write(dir.join(&shard), safetensors::serialize(tensors, None).unwrap()).unwrap();
         }
         let index = serde_json::json!({ "weight_map": map });
         std::fs::write(dir.join("model.safetensors.index.json"), index.to_string()).unwrap();
@@ -210,14 +297,41 @@ mod tests {
         Checkpoint::open(dir).unwrap()
     }
 
+    fn names(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    /// Drops the files from memory, or makes sure that they are there; whether the system does so.
+    #[cfg(target_os = "linux")]
+    fn keep(checkpoint: &Checkpoint, there: bool) -> bool {
+        checkpoint.files().iter().all(|path| {
+            let file = File::open(path).unwrap();
+            file.sync_all().unwrap();
+            if there {
+                std::fs::read(path).unwrap();
+            } else {
+                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            }
+            in_memory(path, file.metadata().unwrap().len()) == Some(there)
+        })
+    }
+
     #[test]
-    fn every_file_is_hashed_whatever_the_order_of_the_work() {
+    fn tensors_come_by_in_order_and_every_file_is_hashed() {
         let dir = tempfile::tempdir().unwrap();
         let checkpoint = checkpoint(dir.path());
-        let (progress, hashing) = checkpoint.pass().unwrap();
-        checkpoint.tensors().values().rev().for_each(|tensor| progress.read(tensor));
-        progress.finish();
-        let hashes = hashing.run().unwrap().unwrap();
+        let (pass, passing) = checkpoint.pass(names(&["b", "f", "z"]));
+        let (hashes, came) = std::thread::scope(|scope| {
+            let hashes = scope.spawn(|| pass.run());
+            let came: Vec<&str> = passing
+                .map(|(name, tensor)| {
+                    assert!(tensor.bytes() == checkpoint.raw(name).unwrap().bytes(), "{name}");
+                    name
+                })
+                .collect();
+            (hashes.join().unwrap().unwrap().unwrap(), came)
+        });
+        assert_eq!(came, ["f", "z", "b"]);
         for path in checkpoint.files() {
             let whole = Sha256::digest(std::fs::read(path).unwrap());
             let hex: String = whole.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -227,48 +341,45 @@ mod tests {
     }
 
     #[test]
-    fn hashing_waits_for_the_work_and_ends_with_it() {
+    fn a_pass_ends_with_the_work() {
         let dir = tempfile::tempdir().unwrap();
         let checkpoint = checkpoint(dir.path());
-        let begin = || checkpoint.pass().unwrap();
+        for wanted in [names(&["f", "z", "b"]), names(&[])] {
+            let (pass, passing) = checkpoint.pass(wanted);
+            drop(passing);
+            assert_eq!(pass.run().unwrap(), None);
+        }
+    }
 
-        let (progress, mut hashing) = begin();
-        assert!(hashing.wait_for_work(AHEAD), "near enough");
-        progress.read(checkpoint.info("a").unwrap());
-        assert!(hashing.wait_for_work(AHEAD + 8), "near enough to what was read");
-        drop(progress);
-        assert!(!hashing.wait_for_work(AHEAD + 9), "nobody reads any more");
-
-        let (progress, mut hashing) = begin();
-        let waits = std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| hashing.wait_for_work(u64::MAX));
-            progress.finish();
-            waiting.join().unwrap()
-        });
-        assert!(waits, "all is read");
+    #[test]
+    fn a_file_that_became_shorter_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoint = checkpoint(dir.path());
+        let path = &checkpoint.files()[1];
+        let whole = Source::open(path).unwrap();
+        File::options().write(true).open(path).unwrap().set_len(5000).unwrap();
+        for there in [true, false] {
+            let problem = Source { there, ..whole }.piece(4000..6000, &Buffers::default()).err().unwrap().to_string();
+            assert!(problem.contains("2.safetensors") && problem.contains("shorter"), "{problem}");
+        }
     }
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_file_that_was_not_in_memory_leaves_it() {
+    fn files_stay_where_they_were() {
         let dir = tempfile::tempdir().unwrap();
         let checkpoint = checkpoint(dir.path());
-        let path = &checkpoint.files()[1];
-        let file = File::open(path).unwrap();
-        for was_there in [true, false] {
-            file.sync_all().unwrap();
-            if !was_there {
-                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-            }
-            if in_memory(path, file.metadata().unwrap().len()) != Some(was_there) {
+        for there in [true, false] {
+            if !keep(&checkpoint, there) {
                 eprintln!("SKIPPED: this file system keeps its files in memory, or does not tell");
                 return;
             }
-            let (progress, hashing) = checkpoint.pass().unwrap();
-            checkpoint.tensors().values().for_each(|tensor| progress.read(tensor));
-            progress.finish();
-            hashing.run().unwrap().unwrap();
-            assert_eq!(in_memory(path, file.metadata().unwrap().len()), Some(was_there));
+            let (pass, passing) = checkpoint.pass(names(&[]));
+            pass.run().unwrap().unwrap();
+            drop(passing);
+            for path in checkpoint.files() {
+                assert_eq!(in_memory(path, std::fs::metadata(path).unwrap().len()), Some(there));
+            }
         }
     }
 }

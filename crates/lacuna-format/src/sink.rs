@@ -1,12 +1,10 @@
-//! Large files written past the page cache where the system can: what is read back once, or not at all, would only
-//! drive the source out of memory, and copying it there costs more time than the disk takes.
+//! Large files written past the page cache: what is read back once, or not at all, is not needed there.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// Addresses, offsets and lengths of direct writes are multiples of this: no common disk has larger sectors.
-const SECTOR: usize = 4096;
+use crate::direct::{self, SECTOR, Sectors};
 
 /// Bytes that are written at once: enough for a disk to run at its full rate.
 const BUFFER: usize = 4 << 20;
@@ -16,9 +14,7 @@ pub(crate) struct Sink {
     path: PathBuf,
     file: File,
     direct: bool,
-    buffer: Vec<u8>,
-    /// first byte of the buffer at a sector's address
-    start: usize,
+    buffer: Sectors,
     filled: usize,
     written: u64,
 }
@@ -26,16 +22,8 @@ pub(crate) struct Sink {
 impl Sink {
     /// Creates the file, or empties it.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true);
-        let (file, direct) = match open_direct(&mut options.clone(), path) {
-            Ok(file) => (file, true),
-            // There are systems and file systems that know of no such thing. Any other problem shows again here.
-            Err(_) => (options.open(path)?, false),
-        };
-        let buffer = vec![0; BUFFER + SECTOR];
-        let start = buffer.as_ptr().align_offset(SECTOR);
-        Ok(Self { path: path.to_owned(), file, direct, buffer, start, filled: 0, written: 0 })
+        let (file, direct) = direct::open(OpenOptions::new().write(true).create(true).truncate(true), path)?;
+        Ok(Self { path: path.to_owned(), file, direct, buffer: Sectors::new(BUFFER), filled: 0, written: 0 })
     }
 
     /// Writes what is left and waits until the disk has it all.
@@ -43,7 +31,7 @@ impl Sink {
         let len = self.written + self.filled as u64;
         // Whole sectors, of which the file then loses what is too much.
         let end = self.filled.next_multiple_of(SECTOR);
-        self.buffer[self.start..][self.filled..end].fill(0);
+        self.buffer[self.filled..end].fill(0);
         self.filled = end;
         self.drain()?;
         self.file.set_len(len)?;
@@ -51,7 +39,7 @@ impl Sink {
     }
 
     fn drain(&mut self) -> io::Result<()> {
-        let bytes = &self.buffer[self.start..self.start + self.filled];
+        let bytes = &self.buffer[..self.filled];
         match self.file.write_all(bytes) {
             // Opened, but not written to: some file systems say no only here, as does a limit that ends within a sector.
             Err(e) if self.direct && e.kind() == io::ErrorKind::InvalidInput => {
@@ -74,7 +62,7 @@ impl Write for Sink {
             self.drain()?;
         }
         let taken = bytes.len().min(BUFFER - self.filled);
-        self.buffer[self.start + self.filled..][..taken].copy_from_slice(&bytes[..taken]);
+        self.buffer[self.filled..][..taken].copy_from_slice(&bytes[..taken]);
         self.filled += taken;
         Ok(taken)
     }
@@ -83,17 +71,6 @@ impl Write for Sink {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-#[cfg(target_os = "linux")]
-fn open_direct(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    options.custom_flags(rustix::fs::OFlags::DIRECT.bits().cast_signed()).open(path)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn open_direct(_: &mut OpenOptions, _: &Path) -> io::Result<File> {
-    Err(io::ErrorKind::Unsupported.into())
 }
 
 #[cfg(test)]
@@ -124,9 +101,8 @@ mod tests {
         let mut sink = Sink::create(&path).unwrap();
         sink.write_all(&bytes[..BUFFER]).unwrap();
         // An address between sectors is what such a file system would say no to.
-        sink.start += 1;
-        sink.buffer.push(0);
-        sink.buffer.copy_within(sink.start - 1..sink.start - 1 + BUFFER, sink.start);
+        let full = std::mem::replace(&mut sink.buffer, Sectors::askew(BUFFER));
+        sink.buffer.copy_from_slice(&full);
         sink.write_all(&bytes[BUFFER..]).unwrap();
         sink.finish().unwrap();
         assert!(std::fs::read(&path).unwrap() == bytes);

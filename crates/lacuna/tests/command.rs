@@ -2,11 +2,12 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 
-use common::{CONTEXT, PRUNE, Q, Tensor, Tiny, WEIGHTS, read_checkpoint, read_files, sentence};
+use common::{CONTEXT, PRUNE, Q, Tensor, Tensors, Tiny, WEIGHTS, read_checkpoint, read_files, sentence, write_tensors};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::tensor::Dtype;
@@ -452,27 +453,29 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
 #[test]
 fn a_run_killed_again_and_again_ends_with_the_same_bytes() {
     let tiny = Tiny::new();
-    let flags = slow_prune(&tiny);
-    let started = std::time::Instant::now();
-    tiny.lacuna(&format!("prune model whole {flags}")).ok();
-    let mut limit = started.elapsed().as_secs_f64();
-    let expected = read_files(&tiny.path("whole"));
-    let mut rng = ChaCha8Rng::seed_from_u64(3);
-    let (mut kills, mut outputs) = (0, 0);
-    for attempt in 0.. {
-        assert!(attempt < 500, "{kills} kills, {outputs} outputs");
-        let done = kill_after(tiny.root(), &format!("prune model out {flags}"), limit * rng.random::<f64>());
-        kills += usize::from(!done);
-        // However busy the machine is, some runs are killed and some complete.
-        limit *= if done { 0.7 } else { 1.1 };
-        assert!(!done || tiny.path("out").exists(), "said to be done without an output");
-        if tiny.path("out").exists() {
-            assert_eq!(read_files(&tiny.path("out")), expected, "after {kills} kills");
-            fs::remove_dir_all(tiny.path("out")).unwrap();
-            outputs += 1;
-        }
-        if kills >= 10 && outputs >= 2 {
-            break;
+    // Block by block, and in passing.
+    for flags in [slow_prune(&tiny), "--pattern 16:2:16 --recipe magnitude --force"] {
+        let started = std::time::Instant::now();
+        tiny.lacuna(&format!("prune model whole {flags}")).ok();
+        let mut limit = started.elapsed().as_secs_f64();
+        let expected = read_files(&tiny.path("whole"));
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let (mut kills, mut outputs) = (0, 0);
+        for attempt in 0.. {
+            assert!(attempt < 500, "{kills} kills, {outputs} outputs");
+            let done = kill_after(tiny.root(), &format!("prune model out {flags}"), limit * rng.random::<f64>());
+            kills += usize::from(!done);
+            // However busy the machine is, some runs are killed and some complete.
+            limit *= if done { 0.7 } else { 1.1 };
+            assert!(!done || tiny.path("out").exists(), "said to be done without an output");
+            if tiny.path("out").exists() {
+                assert_eq!(read_files(&tiny.path("out")), expected, "after {kills} kills");
+                fs::remove_dir_all(tiny.path("out")).unwrap();
+                outputs += 1;
+            }
+            if kills >= 10 && outputs >= 2 {
+                break;
+            }
         }
     }
 }
@@ -485,6 +488,47 @@ fn kill_after(dir: &Path, command: &str, seconds: f64) -> bool {
     std::thread::sleep(std::time::Duration::from_secs_f64(seconds));
     run.kill().unwrap();
     run.wait().unwrap().success()
+}
+
+#[test]
+fn how_tensors_are_spread_over_files_changes_nothing() {
+    let tiny = Tiny::new();
+    copy_demo(&tiny);
+    // Twice as many blocks, so that a file a kind of layer begins more of them than are held.
+    let mut tensors = read_checkpoint(&tiny.path("stories"));
+    for (name, tensor) in tensors.clone() {
+        for block in 0..4 {
+            if let Some(rest) = name.strip_prefix(&format!("model.layers.{block}.")) {
+                tensors.insert(format!("model.layers.{}.{rest}", block + 4), tensor.clone());
+            }
+        }
+    }
+    tiny.edit_json("stories/config.json", |config| config["num_hidden_layers"] = json!(8));
+    let kind = |name: &str| name.split('.').skip(3).collect::<Vec<_>>().join(".");
+    let kinds: Vec<String> = tensors.keys().map(|name| kind(name)).collect::<BTreeSet<_>>().into_iter().collect();
+    let pruned = |layout: &str, files: usize, file_of: &dyn Fn(usize, &str) -> usize| {
+        fs::create_dir(tiny.path(layout)).unwrap();
+        for name in ["config.json", "tokenizer.json"] {
+            fs::copy(tiny.path("stories").join(name), tiny.path(layout).join(name)).unwrap();
+        }
+        let mut parts = vec![Tensors::new(); files];
+        for (i, (name, tensor)) in tensors.iter().enumerate() {
+            parts[file_of(i, name)].insert(name.clone(), tensor.clone());
+        }
+        for (i, part) in parts.iter().enumerate() {
+            write_tensors(&tiny.path(&format!("{layout}/model-{i:05}.safetensors")), part);
+        }
+        tiny.write_index(layout);
+        let report = tiny.lacuna(&format!("prune {layout} {layout}-pruned --pattern 64:2:8 --recipe magnitude --json"));
+        let mut files = read_files(&tiny.path(&format!("{layout}-pruned")));
+        // It says what the source was hashed to.
+        files.remove("config.json");
+        (files, report.json()["layers"].clone())
+    };
+    let whole = pruned("whole", 1, &|_, _| 0);
+    assert!(pruned("across", 3, &|i, _| i * 3 / tensors.len()) == whole, "blocks across the ends of files");
+    let of_kind = |_, name: &str| kinds.iter().position(|known| *known == kind(name)).unwrap();
+    assert!(pruned("kinds", kinds.len(), &of_kind) == whole, "a file a kind of layer");
 }
 
 #[test]

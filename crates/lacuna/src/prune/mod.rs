@@ -2,21 +2,24 @@
 //!
 //! Each transformer block becomes one shard of the output and whatever is left the last one. With calibration, a block
 //! sees activations that already went through the pruned blocks before it; those are read back from their shards, so
-//! that a resumed run does just what an undisturbed one does.
+//! that a resumed run does just what an undisturbed one does. Without, layers are pruned as they lie in the files.
 
+mod by_block;
+mod in_passing;
 mod report;
 mod shards;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use lacuna_core::{Pattern, ValueType};
-use lacuna_format::{Checkpoint, LayerSparsity, METHOD, SPARSITY_KEY, Sparsity, Staging, TensorInfo, VERSION};
+use lacuna_format::{Checkpoint, IN_FLIGHT, LayerSparsity, METHOD, SPARSITY_KEY, Sparsity, Staging, VERSION, bytes_of};
 use lacuna_model::{Config, LinearSpec, Sample, family};
-use lacuna_prune::{Permute, Update};
+use lacuna_prune::{Permute, Stats, Update};
 use serde_json::{Value, json};
 
 use crate::UsageError;
@@ -26,6 +29,9 @@ use crate::modules::{Selector, linears};
 use crate::output::{check_output, copy_companions, write_index};
 use crate::plan::PlanFile;
 use crate::recipe::{Order, Recipe};
+use crate::source::Source;
+
+use shards::{PrunedLayer, Shards};
 
 pub use report::{Forecast, LayerForecast, LayerReport, Report};
 
@@ -176,19 +182,30 @@ impl Job {
     pub fn run(&self, output: &Path, progress: &ProgressBar) -> Result<Report> {
         let started = Instant::now();
         check_output(self.checkpoint.dir(), output, self.options.force)?;
-        let mut staging = Staging::open(output, self.options.force, &self.fingerprint()?)?;
-        let (pass, hashing) = self.checkpoint.pass()?;
-        let (hashes, written) = std::thread::scope(|scope| {
-            let hashes = scope.spawn(|| hashing.run());
-            let written = self.write_shards(&mut staging, &pass, progress)?;
-            pass.finish();
-            let hashes = hashes.join().expect("hashing does not panic")?.expect("the pass was finished");
-            Ok::<_, anyhow::Error>((hashes, written))
+        let staging = Mutex::new(Staging::open(output, self.options.force, &self.fingerprint()?)?);
+        let (hashes, layers, resumed_shards) = std::thread::scope(|scope| {
+            let mut shards = Shards::of(self, &staging, scope)?;
+            let resumed = shards.reports().count();
+            progress.inc(shards.reports().map(|layers| layers.len() as u64).sum());
+            // Steps that were free must not make the rest look free.
+            progress.reset_eta();
+            let in_passing = self.comes_by_block();
+            let wanted = if in_passing { self.wanted(&shards) } else { BTreeSet::new() };
+            let (pass, mut passing) = self.checkpoint.pass(wanted);
+            let hashes = scope.spawn(|| pass.run());
+            if in_passing {
+                self.prune_in_passing(&mut passing, &mut shards, progress)?;
+            } else {
+                self.prune_by_block(&mut shards, progress)?;
+            }
+            let layers = shards.finish()?;
+            let hashes = hashes.join().expect("reading does not panic")?.expect("nobody gave up");
+            Ok::<_, anyhow::Error>((hashes, layers, resumed))
         })?;
+        let staging = staging.into_inner().expect("writing does not panic");
         self.write_companions(&staging, hashes)?;
         let bytes_after = Checkpoint::open(staging.dir())?.weight_bytes();
         staging.finish()?;
-        let layers = written.layers;
         Ok(Report {
             output: output.to_owned(),
             bytes_before: self.checkpoint.weight_bytes(),
@@ -197,10 +214,44 @@ impl Job {
             pruned_bytes_after: layers.iter().map(|l| l.bytes_after).sum(),
             seconds: started.elapsed().as_secs_f64(),
             peak_rss_bytes: crate::memory::peak_rss_bytes(),
-            calibration_tokens: written.calibration_tokens,
-            resumed_shards: written.resumed_shards,
+            calibration_tokens: self.calibration_tokens(),
+            resumed_shards,
             layers,
         })
+    }
+
+    /// Prunes one layer.
+    fn prune_layer(
+        &self,
+        Chosen { spec: layer, pattern }: &Chosen,
+        weight: &Source,
+        stats: Option<&Stats>,
+        progress: &ProgressBar,
+    ) -> Result<PrunedLayer> {
+        progress.set_message(layer.name.clone());
+        let method = self.options.recipe.method(*pattern, self.value_type(layer)?);
+        let pruned = method.prune(weight, stats).with_context(|| format!("layer {}", layer.name))?;
+        progress.inc(1);
+        let report = LayerReport {
+            name: layer.name.clone(),
+            pattern: pattern.to_string(),
+            density: pruned.packed.mask().grid().density(),
+            retained_score: pruned.retained_score,
+            relative_error: pruned.relative_error,
+            quantization_error: pruned.quantization_error,
+            bytes_before: self.checkpoint.info(&layer.weight())?.len as u64,
+            bytes_after: bytes_of(&pruned.packed) as u64,
+        };
+        Ok((pruned.packed, report))
+    }
+
+    fn calibration_tokens(&self) -> usize {
+        self.samples.iter().map(|sample| self.config.tokens_of(sample)).sum()
+    }
+
+    /// The blocks, and behind them what is of no block.
+    fn parts(&self) -> std::ops::RangeInclusive<usize> {
+        0..=self.config.blocks().layers
     }
 
     /// The chosen layers of a block; behind the last block, those of no block.
@@ -208,15 +259,10 @@ impl Job {
         self.chosen.iter().filter(|layer| self.part_of(&layer.spec.name) == part).collect()
     }
 
-    /// Tensors of a block that stay as they are.
+    /// Tensors of a block that stay as they are; behind the last block, those of no block.
     fn kept_tensors(&self, part: usize) -> impl Iterator<Item = &String> {
         let replaced: Vec<String> = self.layers_of(part).iter().map(|layer| layer.spec.weight()).collect();
-        self.tensors_of(part).map(|(name, _)| name).filter(move |name| !replaced.contains(name))
-    }
-
-    /// Tensors of a block; behind the last block, those of no block.
-    fn tensors_of(&self, part: usize) -> impl Iterator<Item = (&String, &TensorInfo)> {
-        self.checkpoint.tensors().iter().filter(move |(name, _)| self.part_of(name) == part)
+        self.checkpoint.tensors().keys().filter(move |name| self.part_of(name) == part && !replaced.contains(name))
     }
 
     fn part_of(&self, name: &str) -> usize {
@@ -240,7 +286,7 @@ impl Job {
             recipe["calibration"] = json!({
                 "file": calibration.data.file_name().map(|name| name.to_string_lossy()),
                 "samples": self.samples.len(),
-                "tokens": self.samples.iter().map(|sample| self.config.tokens_of(sample)).sum::<usize>(),
+                "tokens": self.calibration_tokens(),
                 "seed": calibration.seed,
             });
             // In another order of summing, so with other last bits.
@@ -295,7 +341,7 @@ impl Job {
     fn write_companions(&self, staging: &Staging, hashes: BTreeMap<String, String>) -> Result<()> {
         let mut config = self.checkpoint.config().clone();
         config[SPARSITY_KEY] = serde_json::to_value(self.sparsity(hashes)?)?;
-        let shards = (0..=self.config.blocks().layers).map(|part| self.shard_name(part));
+        let shards = self.parts().map(|part| self.shard_name(part));
         write_index(staging, shards)?;
         staging.write_file("config.json", serde_json::to_string_pretty(&config)?.as_bytes())?;
         copy_companions(staging, self.checkpoint.dir())
@@ -303,20 +349,25 @@ impl Job {
 
     /// Estimate: the largest layer at work, with what is known of its input, beside one block and the samples.
     fn peak_memory(&self, layers: &[LayerForecast]) -> u64 {
-        let weights = |l: &LayerForecast| (l.shape[0] * l.shape[1]) as u64;
-        let largest = layers.iter().map(weights).max().unwrap_or(0);
-        let block_bytes = (0..=self.config.blocks().layers).map(|part| {
+        let largest = layers.iter().map(|l| (l.shape[0] * l.shape[1]) as u64).max().unwrap_or(0);
+        let block_bytes = self.parts().map(|part| {
             let names: Vec<&str> = self.layers_of(part).iter().map(|l| l.spec.name.as_str()).collect();
             layers.iter().filter(|l| names.contains(&l.name.as_str())).map(|l| l.bytes_after).sum::<u64>()
         });
-        // mapped source (4 bytes at most), bands in hand and the packed layer; bytes to write of the block and of the one
-        // before it, which are being written
-        let pruning = largest * 8 + 2 * block_bytes.max().unwrap_or(0);
+        // the weights in memory, mapped (4 bytes at most) or read; bands in hand and the packed layer; bytes to write of the
+        // blocks that are begun, and of the one before them, which is being written
+        let (weights, begun) = if self.comes_by_block() {
+            let longest = layers.iter().map(|l| l.bytes_before).max().unwrap_or(0);
+            (IN_FLIGHT as u64 * longest, self.most_begun() as u64)
+        } else {
+            (largest * 4, 1)
+        };
+        let pruning = weights + largest * 4 + (begun + 1) * block_bytes.max().unwrap_or(0);
         if self.samples.is_empty() {
             return pruning;
         }
         let (blocks, recipe) = (self.config.blocks(), &self.options.recipe);
-        let tokens: u64 = self.samples.iter().map(|sample| self.config.tokens_of(sample) as u64).sum();
+        let tokens = self.calibration_tokens() as u64;
         let (hidden, inner) = (blocks.hidden_size as u64, blocks.intermediate_size as u64);
         let block: u64 = blocks.linears(0).iter().map(|l| (l.rows * l.cols) as u64 * 4).sum();
         let inputs = [hidden, hidden, (blocks.heads * blocks.head_dim) as u64, inner].map(|k| k * k);
