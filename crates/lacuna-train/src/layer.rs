@@ -105,13 +105,23 @@ impl Layer {
         };
         let scores = criterion.scorer_by_norms(&ordered, norms)?.scores(0, &ordered)?;
         let mask = selection.improve(&scores, &self.mask)?;
-        let (before, after) = (self.mask.to_bools(), mask.to_bools());
-        let lost =
-            before.as_slice().iter().zip(after.as_slice()).filter(|(before, after)| **before && !**after).count();
-        let kept = before.as_slice().iter().filter(|&&kept| kept).count();
+        let changed = changed(&self.mask, &mask);
         self.mask = mask;
-        Ok(lost as f64 / kept.max(1) as f64)
+        Ok(changed)
     }
+
+    /// Weights kept.
+    pub(crate) fn kept(&self) -> usize {
+        self.mask.grid().rows() * self.mask.grid().kept_per_row()
+    }
+}
+
+/// Share of what one mask keeps that another of the same layer drops.
+pub(crate) fn changed(before: &Mask, after: &Mask) -> f64 {
+    let (before, after) = (before.to_bools(), after.to_bools());
+    let lost = before.as_slice().iter().zip(after.as_slice()).filter(|(before, after)| **before && !**after).count();
+    let kept = before.as_slice().iter().filter(|&&kept| kept).count();
+    lost as f64 / kept.max(1) as f64
 }
 
 /// A matrix on a device.

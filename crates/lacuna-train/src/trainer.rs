@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Tensor};
-use lacuna_core::{Matrix, Packed};
+use lacuna_core::{Mask, Matrix, Packed};
 use lacuna_format::Checkpoint;
 use lacuna_model::{Config, LinearSpec};
 use rand::{Rng, SeedableRng};
@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::block::{Watch, adapter_names};
 use crate::drawn::{likeliest, logits_name, prior};
-use crate::layer::{Layer, Rule, matrix};
+use crate::layer::{Layer, Rule, changed, matrix};
 use crate::loss::Losses;
 use crate::ops::with_floats;
 use crate::optimizer::{Moments, Tensors};
@@ -65,7 +65,7 @@ pub struct StepReport {
     pub lr: f64,
     /// norm of all gradients, before they were clipped
     pub gradient_norm: f64,
-    /// share of the kept weights that others took the place of, where masks were selected
+    /// share of the kept weights that others took the place of, where masks were selected or drawn
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flipped: Option<f64>,
 }
@@ -144,8 +144,22 @@ impl Trainer {
     pub fn step(&mut self, batches: &[MicroBatch]) -> Result<StepReport> {
         let (phase, start, rule) = self.rule(self.step, self.steps);
         let flipped = if self.selects(phase, start, self.step) { Some(self.select_all(batches, &rule)?) } else { None };
+        let before = if rule.drawn.is_some() { Some(self.likeliest()?) } else { None };
         let (losses, gradients) = self.student.step(batches, &rule, &self.recipe.loss)?;
-        self.update(phase, (self.step, self.steps), losses, &gradients, flipped)
+        let report = self.update(phase, (self.step, self.steps), losses, &gradients, flipped)?;
+        let Some(before) = before else { return Ok(report) };
+        let after = self.likeliest()?;
+        let changes = self.student.layers.iter().map(|(name, layer)| (layer, changed(&before[name], &after[name])));
+        Ok(StepReport { flipped: Some(share_of_all(changes)), ..report })
+    }
+
+    /// The masks that drawing ends with, as the odds are now.
+    fn likeliest(&self) -> Result<BTreeMap<String, Mask>> {
+        let layers = self.student.layers.par_iter();
+        let mask = |(name, layer): (&String, &Layer)| {
+            Ok((name.clone(), likeliest(layer, self.student.tensor(&logits_name(name)))?))
+        };
+        layers.map(mask).collect()
     }
 
     /// Moves the parameters, at one of some steps of the learning rate's curve.
@@ -184,21 +198,19 @@ impl Trainer {
     }
 
     /// Selects the masks of the layers whose names begin so.
-    fn select(&mut self, prefix: &str, norms: &BTreeMap<String, Vec<f32>>) -> Result<f64> {
+    fn select<'a>(&'a mut self, prefix: &str, norms: &BTreeMap<String, Vec<f32>>) -> Result<f64> {
         let mut latent = BTreeMap::new();
         for name in self.student.layers.keys().filter(|name| name.starts_with(prefix)) {
             latent.insert(name.clone(), matrix(&self.student.latent(name)?)?);
         }
         let Recipe { criterion, selection, .. } = self.recipe;
-        let select = |(name, layer): (&String, &mut Layer)| -> Option<Result<[f64; 2]>> {
+        let select = |(name, layer): (&String, &'a mut Layer)| -> Option<Result<(&'a Layer, f64)>> {
             let weight = latent.get(name)?;
-            let kept = (layer.mask.grid().rows() * layer.mask.grid().kept_per_row()) as f64;
-            let flipped = layer.select(weight, norms.get(name).cloned(), criterion, selection);
-            Some(flipped.map(|flipped| [kept * flipped, kept]))
+            let changed = layer.select(weight, norms.get(name).cloned(), criterion, selection);
+            Some(changed.map(|changed| (&*layer, changed)))
         };
-        let counts = self.student.layers.par_iter_mut().filter_map(select).collect::<Result<Vec<_>>>()?;
-        let [flipped, kept] = counts.iter().fold([0.0, 0.0], |[a, b], [flipped, kept]| [a + flipped, b + kept]);
-        Ok(flipped / kept)
+        let changes = self.student.layers.par_iter_mut().filter_map(select).collect::<Result<Vec<_>>>()?;
+        Ok(share_of_all(changes.into_iter()))
     }
 
     /// `‖X_j‖₂` of the inputs of all pruned layers that a run shows, if the criterion wants to know them.
@@ -328,6 +340,15 @@ pub(crate) fn make_parameters(student: &mut Student, recipe: &Recipe, seed: u64)
         }
     }
     Ok(())
+}
+
+/// The share of all kept weights, from the share of each layer's.
+fn share_of_all<'a>(changes: impl Iterator<Item = (&'a Layer, f64)>) -> f64 {
+    let count = |[changed, kept]: [f64; 2], (layer, share): (&Layer, f64)| {
+        [changed + share * layer.kept() as f64, kept + layer.kept() as f64]
+    };
+    let [changed, kept] = changes.fold([0.0, 0.0], count);
+    changed / kept
 }
 
 /// `Σ_t x²` of each feature of `x[T, K]`.
