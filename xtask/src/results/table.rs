@@ -84,8 +84,9 @@ pub(super) fn with_training(text: &str, runs: &[Value]) -> Result<String> {
         let cells: String = training::PATTERNS.iter().map(|pattern| cell(pattern)).collect();
         let number = |field: &str| last[field].as_f64().unwrap_or(f64::NAN);
         let least = of_row.iter().filter_map(|run| run["seconds"].as_f64()).fold(f64::INFINITY, f64::min);
-        let (flipped, memory) = (100.0 * number("flipped"), number("peak_rss_bytes") / 1e6);
-        writeln!(table, "| {} |{cells} {flipped:.1} % | {least:.0} | {memory:.0} MB |", row.name)?;
+        let flipped = last["flipped"].as_f64().map_or("–".to_owned(), |share| format!("{:.1} %", 100.0 * share));
+        let memory = number("peak_rss_bytes") / 1e6;
+        writeln!(table, "| {} |{cells} {flipped} | {least:.0} | {memory:.0} MB |", row.name)?;
     }
     if table.len() == head {
         table.clear();
