@@ -91,7 +91,7 @@ fn all_files(dir: &Path, files: &mut Vec<PathBuf>) {
 
 fn inspect(tools: &Tools) -> Result<()> {
     let out = root().join("target/cuda/cubins");
-    let mut compile = cargo(&["run", "--quiet", "--package", "lacuna-cuda", "--example", "compile", "--"]);
+    let mut compile = cargo(&["run", "--release", "--quiet", "--package", "lacuna-cuda", "--example", "compile", "--"]);
     step("CUDA kernels", compile.arg(&out).env("LD_LIBRARY_PATH", &tools.libraries))?;
     let mut wrong = vec![];
     for entry in fs::read_dir(&out)? {
