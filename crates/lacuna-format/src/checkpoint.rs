@@ -205,12 +205,14 @@ impl Checkpoint {
 
     /// Maps a tensor.
     pub fn raw(&self, name: &str) -> Result<RawTensor<'_>> {
-        let info = self.info(name)?;
-        Ok(RawTensor { info, piece: Arc::new(Piece::Mapped(self.map(info)?)) })
+        self.mapped(name, |map| map)
     }
 
-    fn map(&self, info: &TensorInfo) -> Result<Mapped> {
-        Mapped::range(&self.files[info.file], info.offset, info.len)
+    /// Maps a tensor, with advice on how it will be read.
+    fn mapped(&self, name: &str, advise: impl FnOnce(Mapped) -> Mapped) -> Result<RawTensor<'_>> {
+        let info = self.info(name)?;
+        let map = Mapped::range(&self.files[info.file], info.offset, info.len)?;
+        Ok(RawTensor { info, piece: Arc::new(Piece::Mapped(advise(map))) })
     }
 
     /// The storage type of a floating-point tensor.
@@ -266,9 +268,7 @@ impl Checkpoint {
 
     /// Maps a floating-point matrix of just this shape.
     pub fn raw_matrix(&self, name: &str, rows: usize, cols: usize) -> Result<RawMatrix<'_>> {
-        let info = self.info(name)?;
-        let piece = Arc::new(Piece::Mapped(self.map(info)?.soon()));
-        self.matrix_of(name, rows, cols, RawTensor { info, piece })
+        self.matrix_of(name, rows, cols, self.mapped(name, Mapped::soon)?)
     }
 
     /// The tensor `name` as a floating-point matrix of just this shape.

@@ -109,11 +109,6 @@ impl Layer {
         self.mask = mask;
         Ok(changed)
     }
-
-    /// Weights kept.
-    pub(crate) fn kept(&self) -> usize {
-        self.mask.grid().rows() * self.mask.grid().kept_per_row()
-    }
 }
 
 /// Share of what one mask keeps that another of the same layer drops.

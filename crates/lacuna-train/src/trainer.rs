@@ -345,7 +345,8 @@ pub(crate) fn make_parameters(student: &mut Student, recipe: &Recipe, seed: u64)
 /// The share of all kept weights, from the share of each layer's.
 fn share_of_all<'a>(changes: impl Iterator<Item = (&'a Layer, f64)>) -> f64 {
     let count = |[changed, kept]: [f64; 2], (layer, share): (&Layer, f64)| {
-        [changed + share * layer.kept() as f64, kept + layer.kept() as f64]
+        let of_layer = layer.mask.grid().kept() as f64;
+        [changed + share * of_layer, kept + of_layer]
     };
     let [changed, kept] = changes.fold([0.0, 0.0], count);
     changed / kept
