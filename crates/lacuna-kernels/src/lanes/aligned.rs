@@ -34,7 +34,7 @@ thread_local! {
 }
 
 /// Buffers that a thread keeps for itself.
-const OWN_PLACES: usize = 3;
+const OWN_PLACES: usize = 4;
 
 impl<E: Pod> Aligned<E> {
     /// `len` zeros, to be kept.

@@ -95,6 +95,10 @@ impl<const DOT: bool> Isa for Avx512<DOT> {
         _mm512_fmadd_ps(a, b, c)
     }
     #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        _mm512_add_ps(a, b)
+    }
+    #[inline(always)]
     unsafe fn mul(a: __m512, b: __m512) -> __m512 {
         _mm512_mul_ps(a, b)
     }

@@ -214,20 +214,20 @@ impl<E: Element> InputTile<E> {
             // SAFETY: the caller's promise.
             TileDistances::Near(near) if self.width == 1 && I::TABLES && E::WORDS && window.has_eights() => unsafe {
                 match window.columns {
-                    ..=8 => gather_grouped::<I, E, 1>(&self.data, window, near, out),
-                    9..=16 => gather_grouped::<I, E, 2>(&self.data, window, near, out),
-                    _ => gather_grouped::<I, E, 4>(&self.data, window, near, out),
+                    ..=8 => gather_grouped::<I, E, 1>(&self.data, columns, near, out),
+                    9..=16 => gather_grouped::<I, E, 2>(&self.data, columns, near, out),
+                    _ => gather_grouped::<I, E, 4>(&self.data, columns, near, out),
                 }
             },
             // SAFETY: the caller's promise.
             TileDistances::Near(near) if self.width == 1 && I::WINDOWS && window.narrow() => unsafe {
-                gather_windows::<I, E>(&self.data, window, near, out);
+                gather_windows::<I, E>(&self.data, columns, near, out);
             },
             // SAFETY: the caller's promise.
             TileDistances::Near(near) if self.width == 1 && I::TABLES && E::WORDS && window.groups >= 8 => unsafe {
                 gather_tables::<I, E>(&self.data, window, near, out);
             },
-            TileDistances::Near(near) => self.gather_from(window.starts(0), near, window.padding, out),
+            TileDistances::Near(near) => self.gather_from(columns.starts(), near, window.padding, out),
             TileDistances::Far(far) => self.gather_from(std::iter::repeat(0), far, window.padding, out),
         }
     }
@@ -256,13 +256,13 @@ impl<E: Element> InputTile<E> {
 #[inline(always)]
 unsafe fn gather_windows<I: Isa, E: Element>(
     data: &[E],
-    window: GroupWindow,
+    columns: Columns,
     distances: &[[u8; GROUP_COLUMNS]],
     out: &mut Aligned<[E; 4]>,
 ) {
-    assert!(data.len() == window.padding + 1 + SPARE, "inputs for another layer");
+    assert!(data.len() == columns.window.padding + 1 + SPARE, "inputs for another layer");
     out.resize(distances.len());
-    for ((out, &distances), start) in out.iter_mut().zip(distances).zip(window.starts(0)) {
+    for ((out, &distances), start) in out.iter_mut().zip(distances).zip(columns.starts()) {
         // SAFETY: a window starts at `padding` at most, and behind it are `SPARE` values.
         *out = unsafe { E::window::<I>(data.as_ptr().add(start), distances) };
     }
@@ -340,10 +340,11 @@ unsafe fn gather_tables<I: Isa, E: Element>(
 #[inline(always)]
 unsafe fn gather_grouped<I: Isa, E: Element, const PARTS: usize>(
     data: &[E],
-    window: GroupWindow,
+    columns: Columns,
     distances: &[[u8; GROUP_COLUMNS]],
     out: &mut Aligned<[E; 4]>,
 ) {
+    let window = columns.window;
     assert!(data.len() == window.padding + 1 + SPARE, "inputs for another layer");
     assert!(window.groups == 1 && 8 * window.columns <= 64 * PARTS);
     out.resize(distances.len());
@@ -364,7 +365,7 @@ unsafe fn gather_grouped<I: Isa, E: Element, const PARTS: usize>(
             // SAFETY: there are as many values, and the CPU has the instructions.
             *out = bytemuck::cast(unsafe { I::table_16::<PARTS>(words.as_ptr().add(start), &places) });
         } else {
-            for ((out, distances), start) in out.iter_mut().zip(distances).zip(window.starts(i * 8)) {
+            for ((out, distances), start) in out.iter_mut().zip(distances).zip(columns.starts().skip(i * 8)) {
                 *out = bytemuck::cast(join(distances.map(|distance| words[start + usize::from(distance)])));
             }
         }

@@ -45,6 +45,8 @@ pub(super) trait Isa: Copy {
     unsafe fn splat(v: f32) -> Self::F;
     /// `a · b + c`.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a + b`.
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
     /// `a · b`.
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     /// 4 floats in each 128-bit part.

@@ -5,6 +5,8 @@
 //! there are six choices of two columns among a group's four; all six are laid out interleaved, so that a row's two
 //! kept values are one instruction.
 
+use std::sync::atomic::{Ordering, compiler_fence};
+
 use half::f16;
 
 use super::aligned::Aligned;
@@ -166,28 +168,6 @@ unsafe fn pairs<I: Isa, const N: usize>(columns: [*const u16; 4], out: *mut u32)
     }
 }
 
-/// Adds a row's products in one chunk to its sums.
-#[inline(always)]
-unsafe fn add_bf16<I: Isa, const N: usize>(
-    values: [I::I; CHUNK],
-    codes: u32,
-    lane: I::I,
-    scratch: *const u32,
-    acc: &mut [I::F; N],
-) {
-    for (g, &values) in values.iter().enumerate() {
-        let rank = (codes >> (g * 4) & 7) as usize;
-        // SAFETY: the caller's scratch has `6 · N` vectors for each of 8 groups; ranks are below 6.
-        unsafe {
-            let x = scratch.add((g * 6 + rank) * N * I::LANES);
-            let w = I::spread(values, lane);
-            for (i, acc) in acc.iter_mut().enumerate() {
-                *acc = I::dot_bf16(*acc, w, I::load_words(x.add(i * I::LANES)));
-            }
-        }
-    }
-}
-
 impl<I: Isa> Prefill<I> for InBf16 {
     type Input = half::bf16;
     const CHOICES: usize = 6;
@@ -225,18 +205,26 @@ impl<I: Isa> Prefill<I> for InBf16 {
             // SAFETY: the caller's sums have `R · N` vectors, the scratch `6 · N` for each of 8 groups; ranks are below 6.
             unsafe {
                 let sums = sums.add(r * N * I::LANES);
-                let mut acc = [I::zero(); N];
-                for (i, acc) in acc.iter_mut().enumerate() {
-                    *acc = I::load(sums.add(i * I::LANES));
+                // Each chunk has sums of its own, taken in turn: four are too few to hide how long a multiply-add takes.
+                let mut acc = [[I::zero(); N]; C];
+                for i in 0..N {
+                    acc[0][i] = I::load(sums.add(i * I::LANES));
                 }
-                // Chunk by chunk by hand: in a loop the values would live in memory.
-                add_bf16::<I, N>(values[0], row.codes[0], row.lane, scratch, &mut acc);
-                if C > 1 {
-                    let scratch = scratch.add(CHUNK * 6 * N * I::LANES);
-                    add_bf16::<I, N>(values[C - 1], row.codes[C - 1], row.lane, scratch, &mut acc);
+                for g in 0..CHUNK {
+                    for c in 0..C {
+                        let rank = (row.codes[c] >> (g * 4) & 7) as usize;
+                        let x = scratch.add(((c * CHUNK + g) * 6 + rank) * N * I::LANES);
+                        let w = I::spread(values[c][g], row.lane);
+                        for i in 0..N {
+                            acc[c][i] = I::dot_bf16(acc[c][i], w, I::load_words(x.add(i * I::LANES)));
+                        }
+                    }
+                    // Keeps the turns: the compiler would put one sum's products in a row, each waiting for the last.
+                    compiler_fence(Ordering::SeqCst);
                 }
-                for (i, acc) in acc.into_iter().enumerate() {
-                    I::store(sums.add(i * I::LANES), acc);
+                for i in 0..N {
+                    let sum = if C > 1 { I::add(acc[0][i], acc[C - 1][i]) } else { acc[0][i] };
+                    I::store(sums.add(i * I::LANES), sum);
                 }
             }
         }
@@ -326,15 +314,17 @@ pub(super) unsafe fn run<I: Isa, P: Prefill<I>, const N: usize>(
     let mut scratch = Aligned::<u32>::scratch(2 * CHUNK * P::CHOICES * width);
     let mut sums = Aligned::<f32>::scratch(tile.len * width);
     sums.fill(0.0);
+    let mut places = Aligned::scratch(layout.groups());
+    layout.columns(tile).places(width, &mut places);
     let mut chunk = 0;
     while chunk < layout.chunks {
         // SAFETY: the caller's promise; there are as many chunks left, and room for the choices of two.
         unsafe {
             if P::TWO_CHUNKS && chunk + 2 <= layout.chunks {
-                add_chunks::<I, P, N, 2>(layout, tile, input, chunk, scratch.as_mut_ptr(), &mut sums);
+                add_chunks::<I, P, N, 2>(layout, tile, input, &places, chunk, scratch.as_mut_ptr(), &mut sums);
                 chunk += 2;
             } else {
-                add_chunks::<I, P, N, 1>(layout, tile, input, chunk, scratch.as_mut_ptr(), &mut sums);
+                add_chunks::<I, P, N, 1>(layout, tile, input, &places, chunk, scratch.as_mut_ptr(), &mut sums);
                 chunk += 1;
             }
         }
@@ -351,6 +341,7 @@ pub(super) unsafe fn run<I: Isa, P: Prefill<I>, const N: usize>(
             out.copy_from_slice(&sums[..real]);
         }
     }
+    places.shelve();
     scratch.shelve();
     sums.shelve();
 }
@@ -364,31 +355,24 @@ unsafe fn add_chunks<I: Isa, P: Prefill<I>, const N: usize, const C: usize>(
     layout: &Layout,
     tile: &Tile,
     input: &InputTile<P::Input>,
+    places: &[[u32; 4]],
     chunk: usize,
     scratch: *mut u32,
     sums: &mut [f32],
 ) {
     let width = N * I::LANES;
-    let columns = layout.columns(tile);
-    for c in 0..C {
-        let columns: [_; CHUNK] = columns.of((chunk + c) * CHUNK);
-        for (g, four) in columns.into_iter().enumerate() {
-            // SAFETY: columns are at most `layout.cols`, so each names a row of the input tile; a group's choices are
-            // `CHOICES · N` vectors of the scratch.
-            unsafe {
-                let columns = four.map(|column| input.data.as_ptr().add(column * width));
-                P::choices::<N>(columns, scratch.add((c * CHUNK + g) * P::CHOICES * width));
-            }
+    let groups = chunk * CHUNK..(chunk + C) * CHUNK;
+    for (g, four) in places[groups.clone()].iter().enumerate() {
+        // SAFETY: the places are those of rows of the input tile; a group's choices are `CHOICES · N` vectors of the scratch.
+        unsafe {
+            let columns = four.map(|place| input.data.as_ptr().add(place as usize));
+            P::choices::<N>(columns, scratch.add(g * P::CHOICES * width));
         }
     }
     // Columns of the chunks after these, which no hardware would see coming, are asked for strip by strip: all at once they
     // would wait for each other, and the first be gone before they are needed.
-    let next: [[[usize; 4]; CHUNK]; C] = std::array::from_fn(|c| {
-        let ahead = chunk + C + c;
-        if ahead < layout.chunks { columns.of(ahead * CHUNK) } else { [[layout.cols; 4]; CHUNK] }
-    });
-    let next = next.as_flattened().as_flattened();
-    let mut asked = next.chunks(next.len().div_ceil(tile.len.div_ceil(I::LANES)));
+    let next = places[groups.end..places.len().min(groups.end + C * CHUNK)].as_flattened();
+    let mut asked = next.chunks(next.len().div_ceil(tile.len.div_ceil(I::LANES)).max(1));
     let block = |c: usize| (chunk + c) / layout.block_chunks;
     let x_scales: [*const f32; C] =
         std::array::from_fn(|c| input.scales.get(block(c) * width..).map_or(std::ptr::null(), <[f32]>::as_ptr));
@@ -406,12 +390,17 @@ unsafe fn add_chunks<I: Isa, P: Prefill<I>, const N: usize, const C: usize>(
             for c in 1..C {
                 values[c] = P::load(chunks[c].add(4 * I::LANES));
             }
+            let after = if strip + 1 == tile.first_strip + tile.len.div_ceil(I::LANES) {
+                layout.stream(tile.first_strip).as_ptr().wrapping_add((chunk + C) * layout.chunk_bytes)
+            } else {
+                stream.wrapping_add(layout.strip_bytes)
+            };
             for place in (0..C * layout.chunk_bytes).step_by(64) {
-                I::prefetch(stream.wrapping_add(layout.strip_bytes + place));
+                I::prefetch(after.wrapping_add(place));
             }
-            for &column in asked.next().unwrap_or_default() {
-                for place in (0..width).step_by(64 / size_of::<P::Input>()) {
-                    I::prefetch(input.data.as_ptr().wrapping_add(column * width + place).cast());
+            for &place in asked.next().unwrap_or_default() {
+                for ahead in (0..width).step_by(64 / size_of::<P::Input>()) {
+                    I::prefetch(input.data.as_ptr().wrapping_add(place as usize + ahead).cast());
                 }
             }
             let mut lane = 0;
