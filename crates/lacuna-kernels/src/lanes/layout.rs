@@ -132,6 +132,7 @@ impl Layout {
         let group_values = scale_group(packed);
         let block_chunks = group_values.map_or(chunks, |values| values / KEPT_PER_GROUP / CHUNK);
         let window = GroupWindow::of(grid);
+        let starts = window.starts(chunks * CHUNK);
         // Scales of activations begin anew where both a block of groups and a window do.
         let joined_blocks = window.groups / greatest_common_divisor(window.groups, block_chunks * CHUNK);
 
@@ -148,8 +149,8 @@ impl Layout {
             chunk_bytes,
             lanes,
             window,
-            starts: window.starts(chunks * CHUNK),
-            distances: Distances::new(packed, &window, chunks * CHUNK),
+            distances: Distances::new(packed, &window, &starts),
+            starts,
             streams: Aligned::zeros(0),
             strip_bytes,
         };
@@ -307,18 +308,18 @@ enum Distances {
 }
 
 impl Distances {
-    /// `groups` for each row block; those behind the last one, and columns of padding, lie at `padding`.
-    fn new(packed: &Packed, window: &GroupWindow, groups: usize) -> Self {
+    /// One for each start of a group's window and row block; groups behind the last one, and columns of padding, lie at `padding`.
+    fn new(packed: &Packed, window: &GroupWindow, starts: &[u32]) -> Self {
         let (mask, grid) = (packed.mask(), packed.mask().grid());
         let row_blocks = if shares_columns(grid) { 1 } else { grid.row_blocks() };
         let blocks = mask.all_columns().chunks_exact(grid.groups()).take(row_blocks);
         let near = window.is_near();
         let distances = blocks.flat_map(|block| {
             let listed = block.iter().copied().chain(std::iter::repeat([u32::MAX; GROUP_COLUMNS]));
-            let from = move |(four, start): ([u32; GROUP_COLUMNS], u32)| {
+            let from = move |(four, &start): ([u32; GROUP_COLUMNS], &u32)| {
                 four.map(|column| (column.min(window.padding as u32) - if near { start } else { 0 }) as u16)
             };
-            listed.zip(window.starts(groups)).map(from)
+            listed.zip(starts).map(from)
         });
         if near {
             Self::Near(distances.map(|four| four.map(|d| d as u8)).collect())
@@ -352,24 +353,26 @@ impl Columns<'_> {
     }
 
     /// Where the rows of an input tile begin that the columns of all groups name, in elements; rows are `width` wide.
-    // Loops and no `map`, which was compiled as a call here, with a tenth of a product's time.
     #[inline(always)]
     pub(super) fn places(&self, width: usize, out: &mut [[u32; GROUP_COLUMNS]]) {
         match self.distances {
-            TileDistances::Near(all) => {
-                for ((out, distances), start) in out.iter_mut().zip(all).zip(self.starts) {
-                    for i in 0..GROUP_COLUMNS {
-                        out[i] = (start + u32::from(distances[i])) * width as u32;
-                    }
-                }
-            }
-            TileDistances::Far(all) => {
-                for (out, columns) in out.iter_mut().zip(all) {
-                    for i in 0..GROUP_COLUMNS {
-                        out[i] = u32::from(columns[i]) * width as u32;
-                    }
-                }
-            }
+            TileDistances::Near(all) => put_places(all, self.starts.iter().copied(), width as u32, out),
+            TileDistances::Far(all) => put_places(all, std::iter::repeat(0), width as u32, out),
+        }
+    }
+}
+
+// A loop and no `map`, which was compiled as a call here, with a tenth of a product's time.
+#[inline(always)]
+fn put_places<D: Copy + Into<u32>>(
+    distances: &[[D; GROUP_COLUMNS]],
+    starts: impl Iterator<Item = u32>,
+    width: u32,
+    out: &mut [[u32; GROUP_COLUMNS]],
+) {
+    for ((out, distances), start) in out.iter_mut().zip(distances).zip(starts) {
+        for i in 0..GROUP_COLUMNS {
+            out[i] = (start + distances[i].into()) * width;
         }
     }
 }

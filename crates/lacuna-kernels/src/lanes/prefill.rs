@@ -361,8 +361,9 @@ unsafe fn add_chunks<I: Isa, P: Prefill<I>, const N: usize, const C: usize>(
     sums: &mut [f32],
 ) {
     let width = N * I::LANES;
-    let groups = chunk * CHUNK..(chunk + C) * CHUNK;
-    for (g, four) in places[groups.clone()].iter().enumerate() {
+    let strips = tile.len.div_ceil(I::LANES);
+    let (now, next) = places[chunk * CHUNK..].split_at(C * CHUNK);
+    for (g, four) in now.iter().enumerate() {
         // SAFETY: the places are those of rows of the input tile; a group's choices are `CHOICES · N` vectors of the scratch.
         unsafe {
             let columns = four.map(|place| input.data.as_ptr().add(place as usize));
@@ -371,8 +372,8 @@ unsafe fn add_chunks<I: Isa, P: Prefill<I>, const N: usize, const C: usize>(
     }
     // Columns of the chunks after these, which no hardware would see coming, are asked for strip by strip: all at once they
     // would wait for each other, and the first be gone before they are needed.
-    let next = places[groups.end..places.len().min(groups.end + C * CHUNK)].as_flattened();
-    let mut asked = next.chunks(next.len().div_ceil(tile.len.div_ceil(I::LANES)).max(1));
+    let next = next[..next.len().min(C * CHUNK)].as_flattened();
+    let mut asked = next.chunks(next.len().div_ceil(strips).max(1));
     let block = |c: usize| (chunk + c) / layout.block_chunks;
     let x_scales: [*const f32; C] =
         std::array::from_fn(|c| input.scales.get(block(c) * width..).map_or(std::ptr::null(), <[f32]>::as_ptr));
@@ -390,7 +391,8 @@ unsafe fn add_chunks<I: Isa, P: Prefill<I>, const N: usize, const C: usize>(
             for c in 1..C {
                 values[c] = P::load(chunks[c].add(4 * I::LANES));
             }
-            let after = if strip + 1 == tile.first_strip + tile.len.div_ceil(I::LANES) {
+            // Asked for: what the next strip has in these chunks, or the first one in the chunks after them.
+            let after = if strip + 1 == tile.first_strip + strips {
                 layout.stream(tile.first_strip).as_ptr().wrapping_add((chunk + C) * layout.chunk_bytes)
             } else {
                 stream.wrapping_add(layout.strip_bytes)
