@@ -241,6 +241,32 @@ fn text(value: &Value, field: &str) -> String {
 }
 
 #[test]
+fn what_was_measured_serves_for_other_targets() {
+    let tiny = Tiny::new();
+    let by = "--by sensitivity --patterns 2:4,16:2:8,16:2:16 --json";
+    tiny.lacuna(&format!("plan model first.json --density 0.4 --calibration text.txt {by}")).ok();
+    let anew = tiny.lacuna(&format!("plan model anew.json --density 0.2 --calibration text.txt {by}")).json();
+    let again = tiny.lacuna(&format!("plan model again.json --density 0.2 --measured first.json {by}")).json();
+    assert_eq!(again["plan"]["layers"], anew["plan"]["layers"]);
+    let own = |layer: &Value| layer["sensitivities"][text(layer, "pattern")] == layer["sensitivity"];
+    assert!(list(&again["plan"], "layers").iter().filter(|layer| layer["pattern"] != "dense").all(own));
+    // Without samples there is nothing to measure the whole by.
+    assert!(again["plan"]["distance"].is_null() && number(&anew["plan"], "distance") > 0.0);
+
+    let command = "plan model out --density 0.3 --measured first.json";
+    let wrong = [
+        ("", "--measured is for --by sensitivity, not diversity"),
+        ("--by sensitivity --recipe high", "pass --recipe default"),
+        ("--by sensitivity --values int8", "values of type f32, not int8"),
+    ];
+    for (flags, word) in wrong {
+        refuses(&tiny, &format!("{command} {flags}"), USAGE, &[word]);
+    }
+    let words = ["no sensitivity of", "q_proj", "under 64:2:8"];
+    refuses(&tiny, &format!("{command} --by sensitivity --patterns 64:2:8"), FAILED, &words);
+}
+
+#[test]
 fn encoders_are_planned_by_their_answers() {
     for (tiny, data) in [(Tiny::text_encoder("bert"), "sts.csv"), (Tiny::image_classifier("vit"), "images")] {
         let flags = format!("--by sensitivity --patterns 2:4,16:2:8 --density 0.4 --calibration {data}");

@@ -26,6 +26,7 @@ Examples:
   lacuna plan ./llama plan.json --speedup 1.6 --batch 1,32
   lacuna plan ./bert plan.json --density 0.3
   lacuna plan ./llama plan.json --bytes 500MiB
+  lacuna plan ./llama sparser.json --by sensitivity --density 0.2 --measured plan.json
 
 A speed-up is that of the whole model over our own dense kernels, as `lacuna bench` measures it, in every phase and at every
 batch size asked for.")]
@@ -76,6 +77,9 @@ pub(super) struct Args {
     calibration: CalibrationArgs,
     #[command(flatten)]
     values: ValueArgs,
+    /// Take the sensitivities of this plan instead of measuring them, to plan for another target in no time
+    #[arg(long, value_name = "PLAN", conflicts_with = "explain")]
+    measured: Option<PathBuf>,
     /// The recipe that `prune` shall follow, by name or file: masks like those that it makes are timed, and what it keeps is
     /// measured
     #[arg(long, value_name = "NAME|FILE", default_value = "default")]
@@ -142,6 +146,7 @@ impl Args {
             layers: Selector::new(&self.include, &self.exclude)?,
             calibration: self.calibration.calibration(SAMPLES, seed),
             values: self.values.value_type()?,
+            measured: self.measured.as_deref().map(PlanFile::read).transpose()?,
             recipe: self.recipe.clone(),
             seed,
         })

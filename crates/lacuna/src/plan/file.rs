@@ -103,6 +103,9 @@ pub struct PlannedLayer {
     /// how much worse the model is if this layer alone is pruned so
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensitivity: Option<f64>,
+    /// the same under each pattern that was measured, to plan for other targets by
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sensitivities: BTreeMap<String, f64>,
 }
 
 /// What a plan says beside its layers, for whoever makes one.
@@ -235,7 +238,9 @@ mod tests {
     fn layer(name: &str, pattern: Option<&str>) -> PlannedLayer {
         let pattern = pattern.map(|pattern| pattern.parse().unwrap());
         let (dense_seconds, seconds) = (vec![2e-3], vec![1e-3]);
-        PlannedLayer { name: name.to_owned(), shape: [64, 32], pattern, dense_seconds, seconds, sensitivity: Some(0.5) }
+        let sensitivities = BTreeMap::from([("64:2:8".to_owned(), 0.5)]);
+        let (name, shape) = (name.to_owned(), [64, 32]);
+        PlannedLayer { name, shape, pattern, dense_seconds, seconds, sensitivity: Some(0.5), sensitivities }
     }
 
     fn plan(layers: Vec<PlannedLayer>) -> PlanFile {

@@ -21,6 +21,7 @@ mod space;
 mod stand_in;
 mod whole;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Result, bail};
@@ -34,7 +35,7 @@ use self::candidate::Judge;
 use self::chooser::Chooser;
 use self::file::Heading;
 use self::reach::{Times, reach};
-use self::sensitivity::{Laboratory, retained_scores, sensitivities};
+use self::sensitivity::{Laboratory, of_plan, retained_scores, sensitivities};
 use self::space::{Choice, Space, total};
 use self::stand_in::StandIns;
 use crate::UsageError;
@@ -112,10 +113,30 @@ pub struct Options {
     pub calibration: Option<Calibration>,
     /// what kept values are rounded to; none: the type of the weights
     pub values: Option<ValueType>,
+    /// a plan whose sensitivities stand for what would be measured anew
+    pub measured: Option<PlanFile>,
     /// the recipe that layers will be pruned by, by name or file
     pub recipe: String,
     /// of everything drawn at random
     pub seed: u64,
+}
+
+impl Options {
+    /// Refuses sensitivities of layers that were pruned otherwise.
+    fn check_measured(&self, measured: &PlanFile, values: ValueType) -> Result<()> {
+        let problem = if self.by != By::Sensitivity {
+            format!("--measured is for --by sensitivity, not {}", self.by.name())
+        } else if measured.recipe != self.recipe {
+            let (its, own) = (&measured.recipe, &self.recipe);
+            format!("the plan of --measured is for the recipe {its}, not {own}; pass --recipe {its} or measure again")
+        } else if measured.value_type()? != values {
+            let (its, own) = (&measured.values, values.name());
+            format!("the plan of --measured is for values of type {its}, not {own}; measure again")
+        } else {
+            return Ok(());
+        };
+        Err(UsageError(problem).into())
+    }
 }
 
 /// What planning found.
@@ -191,6 +212,9 @@ impl Job {
         let stored = checkpoint.dtype(&first.weight())?.into();
         let values = options.values.unwrap_or(stored);
         let recipe = Recipe::named(&options.recipe)?;
+        if let Some(measured) = &options.measured {
+            options.check_measured(measured, values)?;
+        }
         let samples = match &options.calibration {
             None => vec![],
             Some(calibration) => {
@@ -206,8 +230,8 @@ impl Job {
 
     /// Makes the plan for a target.
     pub fn run(&self, target: Target, progress: &ProgressBar) -> Result<Outcome> {
-        let Options { by, phases, batches, prompt_tokens, .. } = &self.options;
-        if by.needs_samples() && self.samples.is_empty() {
+        let Options { by, phases, batches, prompt_tokens, measured, .. } = &self.options;
+        if by.needs_samples() && self.samples.is_empty() && measured.is_none() {
             let problem = format!("--by {} looks at what layers do: pass --calibration", by.name());
             return Err(UsageError(problem).into());
         }
@@ -239,6 +263,8 @@ impl Job {
         if let Known { sensitivities: Some(sensitivities), .. } = &known {
             for ((layer, own), &option) in plan.layers.iter_mut().zip(sensitivities).zip(&choice) {
                 layer.sensitivity = Some(own[option]);
+                let known = space.patterns.iter().zip(&own[1..]).filter(|(_, sensitivity)| sensitivity.is_finite());
+                layer.sensitivities = known.map(|(pattern, sensitivity)| (pattern.to_string(), *sensitivity)).collect();
             }
         }
         let judge = Judge {
@@ -268,10 +294,14 @@ impl Job {
                 (Chooser::Uniform { merit: retained.clone() }, Known { retained: Some(retained), sensitivities: None })
             }
             By::Sensitivity => {
-                let effects = effects(true)?;
-                let (retained, losses) = (retained_scores(space, &effects), sensitivities(&effects));
-                let known = Known { retained: Some(retained), sensitivities: Some(losses.clone()) };
-                (Chooser::Mixed { losses }, known)
+                let (retained, losses) = match &self.options.measured {
+                    Some(plan) => (None, of_plan(plan, space)?),
+                    None => {
+                        let effects = effects(true)?;
+                        (Some(retained_scores(space, &effects)), sensitivities(&effects))
+                    }
+                };
+                (Chooser::Mixed { losses: losses.clone() }, Known { retained, sensitivities: Some(losses) })
             }
             By::Rule(rule) => {
                 let laboratory = rule.needs_samples().then(|| self.laboratory()).transpose()?;
@@ -309,6 +339,7 @@ impl Job {
                 dense_seconds: seconds(0),
                 seconds: seconds(option),
                 sensitivity: None,
+                sensitivities: BTreeMap::new(),
             }
         };
         let layers = space.layers.iter().zip(choice).enumerate().map(layer).collect();

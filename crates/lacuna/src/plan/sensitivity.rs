@@ -12,6 +12,7 @@ use lacuna_format::Checkpoint;
 use lacuna_model::{Block, Config, Execution, LinearSpec, Sample};
 use lacuna_prune::{Criterion, Pruned};
 
+use super::file::PlanFile;
 use super::probe::Probe;
 use super::space::Space;
 use super::stage;
@@ -208,6 +209,30 @@ pub(super) fn retained_scores(space: &Space, effects: &[Vec<Option<Effect>>]) ->
         if weights > 0.0 { sum / weights } else { 0.0 }
     };
     (0..space.patterns.len()).map(of).collect()
+}
+
+/// The sensitivity of each option of each layer as a plan has it; infinite where a pattern does not fit.
+pub(super) fn of_plan(plan: &PlanFile, space: &Space) -> Result<Vec<Vec<f64>>> {
+    let of_layer = |(layer, kept): (&LinearSpec, &Vec<f64>)| {
+        let shape = [layer.rows, layer.cols];
+        let known = plan.layers.iter().find(|known| known.name == layer.name && known.shape == shape);
+        let of_pattern = |(pattern, kept): (&Pattern, &f64)| {
+            if !kept.is_finite() {
+                return Ok(f64::INFINITY);
+            }
+            let found = known.and_then(|known| known.sensitivities.get(&pattern.to_string()).copied());
+            found.filter(|found| *found >= 0.0).with_context(|| {
+                let name = &layer.name;
+                format!(
+                    "the plan of --measured has no sensitivity of {name} {shape:?} under {pattern}; choose among the patterns \
+                     that were measured, or measure again"
+                )
+            })
+        };
+        let patterns = space.patterns.iter().zip(&kept[1..]).map(of_pattern);
+        std::iter::once(Ok(0.0)).chain(patterns).collect()
+    };
+    space.layers.iter().zip(&space.kept).map(of_layer).collect()
 }
 
 /// The sensitivity of each option of each layer; infinite where a pattern does not fit.
