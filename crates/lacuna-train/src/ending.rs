@@ -13,7 +13,7 @@ use crate::ops::{linear, with_floats};
 use crate::{Error, MicroBatch, Result};
 
 /// Logits that are held at once at most.
-const HELD_LOGITS: usize = 1 << 22;
+const HELD_LOGITS: usize = 1 << 19;
 
 /// A target that asks for nothing.
 pub const NO_TARGET: u32 = u32::MAX;
