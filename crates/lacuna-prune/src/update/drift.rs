@@ -15,7 +15,8 @@ const PROBES: usize = 64;
 
 /// `I + share · E·H⁻¹`, `[K, K]`: what maps a weight to the one with so much of the correction.
 pub(super) fn retarget(hessian: &Hessian, gram: &Matrix, cross: &Matrix, share: f64) -> Matrix {
-    let mut out = times_inverse(hessian, less(cross.clone(), gram));
+    let drift = hessian.unscale(less(cross.clone(), gram));
+    let mut out = hessian.unscale(product(&drift, &hessian.inverse(0.0)));
     out.data_mut().iter_mut().for_each(|v| *v *= share as f32);
     for i in 0..out.rows() {
         out.row_mut(i)[i] += 1.0;
@@ -32,23 +33,10 @@ pub(super) fn foretold(gram: &Matrix, beside: &Beside) -> f64 {
     let drift = |cross: &Matrix, gram: &Matrix| less(product(&probes, cross), &product(&probes, gram));
     let first = drift(&beside.half_cross, &beside.half_gram);
     let second = less(drift(&beside.cross, gram), &first);
-    let correction = times_inverse(&hessian, first);
+    let correction = hessian.solve(first);
     let made_up_for = less(product(&correction, gram), &product(&correction, &beside.half_gram));
     let (agreement, size) = (dot(&second, &correction), dot(&made_up_for, &correction));
     if size > 0.0 { (agreement / size).clamp(0.0, 1.0) } else { 0.0 }
-}
-
-/// `A·H⁻¹ = A·S⁻¹·H̃⁻¹·S⁻¹`.
-fn times_inverse(hessian: &Hessian, mut a: Matrix) -> Matrix {
-    let unscale = |a: &mut Matrix| {
-        for row in a.data_mut().chunks_mut(hessian.features()) {
-            row.iter_mut().zip(hessian.scales()).for_each(|(v, s)| *v /= s);
-        }
-    };
-    unscale(&mut a);
-    let mut out = product(&a, &hessian.inverse(0.0));
-    unscale(&mut out);
-    out
 }
 
 /// Signs by a generator of Knuth's (MMIX), the same ones always.

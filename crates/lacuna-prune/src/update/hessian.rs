@@ -97,10 +97,14 @@ impl Hessian {
 
     /// `W = W̃·S⁻¹`.
     pub fn unscale(&self, mut weight: Matrix) -> Matrix {
+        self.unscale_in_place(&mut weight);
+        weight
+    }
+
+    fn unscale_in_place(&self, weight: &mut Matrix) {
         for row in weight.data_mut().chunks_mut(self.features()) {
             row.iter_mut().zip(&self.scale).for_each(|(w, s)| *w /= s);
         }
-        weight
     }
 
     /// `(H̃ + ρ·I)⁻¹`, `[K, K]`.
@@ -108,13 +112,23 @@ impl Hessian {
         narrow(&self.factor(rho, Square::inverse))
     }
 
+    /// `A·H⁻¹ = A·S⁻¹·H̃⁻¹·S⁻¹` of a few rows `A[n, K]`.
+    pub(super) fn solve(&self, mut a: Matrix) -> Matrix {
+        self.unscale_in_place(&mut a);
+        let wide: Vec<f64> = a.data().iter().map(|&v| f64::from(v)).collect();
+        let solved = self.factor(0.0, |square| square.solve(wide.clone()));
+        a.data_mut().iter_mut().zip(solved).for_each(|(a, x)| *a = x as f32);
+        self.unscale_in_place(&mut a);
+        a
+    }
+
     /// `U` with `H̃⁻¹ = Uᵀ·U`, upper triangular.
     pub fn inverse_upper(&self) -> &Matrix {
         self.inverse_upper.get_or_init(|| narrow(&self.factor(0.0, Square::inverse_upper)))
     }
 
-    /// A factor of `H̃ + ρ·I`; if rounding has left that indefinite, of the least damped one that is not.
-    fn factor(&self, rho: f64, factor: impl Fn(Square) -> Option<Square>) -> Square {
+    /// Something made of `H̃ + ρ·I`; if rounding has left that indefinite, of the least damped one that is not.
+    fn factor<T>(&self, rho: f64, factor: impl Fn(Square) -> Option<T>) -> T {
         let n = self.features();
         let at = |more: f64| {
             Square::from_fn(n, |i, j| f64::from(self.scaled.row(i)[j]) + if i == j { rho + more } else { 0.0 })

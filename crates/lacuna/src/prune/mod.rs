@@ -377,11 +377,11 @@ impl Job {
         let models = if recipe.aim > 0.0 { 2 } else { 1 };
         let streams = models * (tokens * hidden * 4 + block + 2048 * 4 * (3 * inner + 6 * hidden));
         // of f32: a Gram matrix, beside the dense model four of its kind; the scaled Hessian and there what maps to the target;
-        // of f64, one after the other: a matrix, its factor and its inverse
+        // of f64 a matrix in whose place its inverse is made, of f32 that inverse and what it meets
         let grams = if models == 2 { 16 * held } else { 4 * held };
         let (of_inputs, factors) = match recipe.update {
             Update::None | Update::DsNoT => (grams, 0),
-            Update::Lsq | Update::SparseGpt | Update::Alps => (grams + 4 * models * held, 32 * widest),
+            Update::Lsq | Update::SparseGpt | Update::Alps => (grams + 4 * models * held, 16 * widest),
         };
         // whole copies of a layer at work beside the weight
         let copies = match recipe.update {
