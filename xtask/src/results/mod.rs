@@ -25,7 +25,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 720)]
     minutes: u64,
     /// What training wins back, instead of what pruning costs; needs `cargo build --release --features train`
-    #[arg(long, conflicts_with_all = ["model", "seeds"])]
+    #[arg(long, conflicts_with = "seeds")]
     training: bool,
     /// Only this checkpoint
     #[arg(long)]
@@ -139,7 +139,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let until = Instant::now() + Duration::from_secs(60 * args.minutes);
     if args.training {
-        training::run(until, args.row.as_deref(), args.pattern.as_deref())?;
+        training::run(until, args.model.as_deref(), args.row.as_deref(), args.pattern.as_deref())?;
         return write_tables();
     }
     let wanted = |only: &Option<String>, name: &str| only.as_ref().is_none_or(|only| only == name);

@@ -68,30 +68,12 @@ pub(super) fn written(text: &str, runs: &[Value], authors: &[Value]) -> Result<S
 pub(super) fn with_training(text: &str, runs: &[Value]) -> Result<String> {
     let (before, rest) = text.split_once(TRAINING_BEGIN).context("docs/results.md has no place for trainings")?;
     let (_, after) = rest.split_once(END).context("docs/results.md has no end of trainings")?;
-    let heads: Vec<String> = training::PATTERNS.iter().map(|pattern| format!(" {pattern} |")).collect();
-    let mut table =
-        format!("| |{} mask changed | seconds | peak memory |\n|---|---|---|---|---|---|---|\n", heads.concat());
-    let head = table.len();
-    for row in &training::ROWS {
-        let of_row: Vec<&Value> =
-            runs.iter().filter(|run| run["row"] == row.name && run["steps"] == training::STEPS).collect();
-        let Some(last) = of_row.last() else { continue };
-        let cell = |pattern: &str| {
-            let run = of_row.iter().find(|run| run["pattern"] == pattern);
-            let gap = run.and_then(|run| Some(format!("{:.2} → {:.2}", run["before"].as_f64()?, run["gap"].as_f64()?)));
-            format!(" {} |", gap.unwrap_or_else(|| "–".to_owned()))
-        };
-        let cells: String = training::PATTERNS.iter().map(|pattern| cell(pattern)).collect();
-        let number = |field: &str| last[field].as_f64().unwrap_or(f64::NAN);
-        let least = of_row.iter().filter_map(|run| run["seconds"].as_f64()).fold(f64::INFINITY, f64::min);
-        let flipped = last["flipped"].as_f64().map_or("–".to_owned(), |share| format!("{:.1} %", 100.0 * share));
-        let memory = number("peak_rss_bytes") / 1e6;
-        writeln!(table, "| {} |{cells} {flipped} | {least:.0} | {memory:.0} MB |", row.name)?;
+    let mut table = String::new();
+    for of in &training::COMPARISONS {
+        table += &compared(of, runs)?;
     }
-    if table.len() == head {
-        table.clear();
-    }
-    table += "\n| | pattern | steps | before | after | target | seconds | peak memory |\n|---|---|---|---|---|---|---|---|\n";
+    table +=
+        "| | pattern | steps | before | after | target | seconds | peak memory |\n|---|---|---|---|---|---|---|---|\n";
     for long in &training::LONG {
         let key = [("model", long.model), ("row", training::LONGEST), ("pattern", long.pattern)];
         let found =
@@ -104,6 +86,34 @@ pub(super) fn with_training(text: &str, runs: &[Value]) -> Result<String> {
         writeln!(table, "| {model} | {pattern} | {steps} | {gaps} | {target} | {seconds:.0} | {memory:.0} MB |")?;
     }
     Ok(format!("{before}{TRAINING_BEGIN}\n{table}\n{END}{after}"))
+}
+
+/// Trainings of a checkpoint by some rows, if there are any.
+fn compared(of: &training::Comparison, runs: &[Value]) -> Result<String> {
+    let mut rows = String::new();
+    for row in of.rows {
+        let is_of_row =
+            |run: &&Value| run["model"] == of.model && run["row"] == row.name && run["steps"] == training::STEPS;
+        let of_pattern = |pattern: &&str| runs.iter().filter(is_of_row).find(|run| run["pattern"] == *pattern);
+        let found: Vec<Option<&Value>> = of.patterns.iter().map(of_pattern).collect();
+        let Some(last) = found.iter().flatten().next_back() else { continue };
+        let cell = |run: Option<&Value>| {
+            let gap = run.and_then(|run| Some(format!("{:.2} → {:.2}", run["before"].as_f64()?, run["gap"].as_f64()?)));
+            format!(" {} |", gap.unwrap_or_else(|| "–".to_owned()))
+        };
+        let cells: String = found.iter().copied().map(cell).collect();
+        let least = found.iter().flatten().filter_map(|run| run["seconds"].as_f64()).fold(f64::INFINITY, f64::min);
+        let flipped = last["flipped"].as_f64().map_or("–".to_owned(), |share| format!("{:.1} %", 100.0 * share));
+        let memory = last["peak_rss_bytes"].as_f64().unwrap_or(f64::NAN) / 1e6;
+        writeln!(rows, "| {} |{cells} {flipped} | {least:.0} | {memory:.0} MB |", row.name)?;
+    }
+    if rows.is_empty() {
+        return Ok(rows);
+    }
+    let heads: Vec<String> = of.patterns.iter().map(|pattern| format!(" {pattern} |")).collect();
+    let lines = "---|".repeat(of.patterns.len());
+    let head = format!("| {} |{} mask changed | seconds | peak memory |", of.model, heads.concat());
+    Ok(format!("{head}\n|---|{lines}---|---|---|\n{rows}\n"))
 }
 
 /// Our runs at 2:4 beside those of the authors' code on the same tokens.

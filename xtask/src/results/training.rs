@@ -1,4 +1,5 @@
-//! What training wins back, by method and setting: the same pruned checkpoints, data, batches and number of steps for all.
+//! What training wins back, by method and setting: the same pruned checkpoint, data, batches and number of steps for all that
+//! are compared.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -12,8 +13,7 @@ use crate::root;
 /// Where runs are recorded.
 pub(super) const RECORD: &str = "bench/record/training.jsonl";
 
-/// The checkpoint that methods are compared on, and what its runs have alike.
-const MODEL: &str = "stories-3m";
+/// What runs have alike that are compared.
 pub(super) const STEPS: usize = 200;
 const COMPARED: &[&str] = &["--batch", "16", "--length", "256", "--data", "self", "--self-samples", "1024"];
 
@@ -55,10 +55,22 @@ pub(super) const LONG: [Long; 5] = [
 ];
 
 const fn stories(pattern: &'static str, target: &'static str) -> Long {
-    Long { model: MODEL, pattern, method: "masked", steps: 1500, flags: STORIES, target }
+    Long { model: "stories-3m", pattern, method: "masked", steps: 1500, flags: STORIES, target }
 }
 
-pub(super) const PATTERNS: [&str; 3] = ["2:4", "64:2:5", "64:2:8"];
+/// Rows that are compared on a checkpoint.
+pub(super) struct Comparison {
+    pub(super) model: &'static str,
+    pub(super) patterns: &'static [&'static str],
+    pub(super) rows: &'static [Row],
+}
+
+/// Methods on both decoders; on the small one, whose runs take a quarter of the time, at more patterns, and what settings do.
+pub(super) const COMPARISONS: [Comparison; 3] = [
+    Comparison { model: "stories-3m", patterns: &["64:2:8"], rows: &METHODS },
+    Comparison { model: "tinystories-656k", patterns: &["2:4", "64:2:5", "64:2:8"], rows: &METHODS },
+    Comparison { model: "tinystories-656k", patterns: &["64:2:8"], rows: &SETTINGS },
+];
 
 /// A row: its name, the recipe, and settings of it that are changed.
 pub(super) struct Row {
@@ -67,25 +79,25 @@ pub(super) struct Row {
     changed: &'static [(&'static str, f64)],
     /// how the checkpoint is pruned before
     pruned: &'static [&'static str],
-    patterns: &'static [&'static str],
 }
 
 const OURS: &[&str] = &["--effort", "high"];
 const RIA: &[&str] = &["--recipe", "ria"];
 const PAPER: &[&str] = &["--recipe", "paper"];
-const ALL: &[&str] = &PATTERNS;
-const LAST: &[&str] = &["64:2:8"];
 
 const fn method(name: &'static str) -> Row {
-    Row { name, method: name, changed: &[], pruned: OURS, patterns: ALL }
+    Row { name, method: name, changed: &[], pruned: OURS }
 }
 
 const fn changed(name: &'static str, method: &'static str, changed: &'static [(&'static str, f64)]) -> Row {
-    Row { name, method, changed, pruned: OURS, patterns: LAST }
+    Row { name, method, changed, pruned: OURS }
 }
 
-/// The methods, then what their settings do.
-pub(super) const ROWS: [Row; 28] = [
+const fn after(name: &'static str, method: &'static str, pruned: &'static [&'static str]) -> Row {
+    Row { name, method, changed: &[], pruned }
+}
+
+const METHODS: [Row; 12] = [
     method("masked"),
     method("squarehead"),
     method("ste"),
@@ -98,6 +110,11 @@ pub(super) const ROWS: [Row; 28] = [
     method("lora"),
     method("lora3"),
     method("blockwise"),
+];
+
+/// How the stages are split, how often masks are selected again, how hard dropped weights are pulled to 0, and whether what a
+/// permutation gains before training is there behind it too.
+const SETTINGS: [Row; 16] = [
     changed("lora3, dense 2 %, masks move 30 %", "lora3", &[("/phases/1/share", 0.3)]),
     changed("lora3, dense 10 %, masks move 10 %", "lora3", &[("/phases/0/share", 0.1), ("/phases/1/share", 0.1)]),
     changed("lora3, dense 30 %, masks move 30 %", "lora3", &[("/phases/0/share", 0.3), ("/phases/1/share", 0.3)]),
@@ -108,33 +125,36 @@ pub(super) const ROWS: [Row; 28] = [
     changed("sr-ste, λ 2e-3", "sr-ste", &[("/phases/0/decay/0", 2e-3), ("/phases/0/decay/1", 2e-3)]),
     changed("sr-ste, λ 2e-2", "sr-ste", &[("/phases/0/decay/0", 2e-2), ("/phases/0/decay/1", 2e-2)]),
     changed("sr-ste, λ 2e-1", "sr-ste", &[("/phases/0/decay/0", 0.2), ("/phases/0/decay/1", 0.2)]),
-    Row { name: "masked, from RIA", method: "masked", changed: &[], pruned: RIA, patterns: LAST },
-    Row { name: "masked, from RIA with permutation", method: "masked", changed: &[], pruned: PAPER, patterns: LAST },
-    Row { name: "lora, from RIA", method: "lora", changed: &[], pruned: RIA, patterns: LAST },
-    Row { name: "lora, from RIA with permutation", method: "lora", changed: &[], pruned: PAPER, patterns: LAST },
-    Row { name: "lora3, from RIA", method: "lora3", changed: &[], pruned: RIA, patterns: LAST },
-    Row { name: "lora3, from RIA with permutation", method: "lora3", changed: &[], pruned: PAPER, patterns: LAST },
+    after("masked, from RIA", "masked", RIA),
+    after("masked, from RIA with permutation", "masked", PAPER),
+    after("lora, from RIA", "lora", RIA),
+    after("lora, from RIA with permutation", "lora", PAPER),
+    after("lora3, from RIA", "lora3", RIA),
+    after("lora3, from RIA with permutation", "lora3", PAPER),
 ];
 
 /// Makes the runs that the record has not, until the time is over.
-pub(super) fn run(until: Instant, row: Option<&str>, pattern: Option<&str>) -> Result<()> {
-    for wanted in PATTERNS.iter().filter(|name| pattern.is_none_or(|only| only == **name)) {
-        for row in ROWS.iter().filter(|known| row.is_none_or(|only| only == known.name)) {
-            let key = json!({ "model": MODEL, "row": row.name, "pattern": wanted, "steps": STEPS });
-            if !row.patterns.contains(wanted) || is_known(RECORD, &key)? {
-                continue;
+pub(super) fn run(until: Instant, model: Option<&str>, row: Option<&str>, pattern: Option<&str>) -> Result<()> {
+    let wanted = |only: Option<&str>, name: &str| only.is_none_or(|only| only == name);
+    for of in COMPARISONS.iter().filter(|of| wanted(model, of.model)) {
+        for name in of.patterns.iter().filter(|name| wanted(pattern, name)) {
+            for row in of.rows.iter().filter(|known| wanted(row, known.name)) {
+                let key = json!({ "model": of.model, "row": row.name, "pattern": name, "steps": STEPS });
+                if is_known(RECORD, &key)? {
+                    continue;
+                }
+                if Instant::now() > until {
+                    return Ok(());
+                }
+                let recipe = changed_recipe(row)?;
+                note(RECORD, &measure(key, row.pruned, &recipe, COMPARED)?)?;
             }
-            if Instant::now() > until {
-                return Ok(());
-            }
-            let recipe = changed_recipe(row)?;
-            note(RECORD, &measure(key, row.pruned, &recipe, COMPARED)?)?;
         }
     }
-    for long in LONG.iter().filter(|long| pattern.is_none_or(|only| only == long.pattern)) {
+    for long in LONG.iter().filter(|long| wanted(model, long.model) && wanted(pattern, long.pattern)) {
         let Long { model, pattern, method, steps, flags, .. } = long;
         let key = json!({ "model": model, "row": LONGEST, "pattern": pattern, "steps": steps });
-        if row.is_some_and(|only| only != LONGEST) || is_known(RECORD, &key)? {
+        if !wanted(row, LONGEST) || is_known(RECORD, &key)? {
             continue;
         }
         if Instant::now() > until {
