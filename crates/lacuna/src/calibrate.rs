@@ -22,13 +22,17 @@ const FLAG: &str = "--calibration-length";
 /// Tokens that run through a block together.
 const BATCH_TOKENS: usize = 2048;
 
+/// Samples unless told otherwise, and tokens of all of a decoder's together: every one passes each block several times.
+const SAMPLES: usize = 128;
+const TOKENS: usize = 1 << 16;
+
 /// Where calibration samples come from.
 #[derive(Debug, Clone)]
 pub struct Calibration {
     /// a text for models of text, a folder for models of images
     pub data: PathBuf,
-    /// how many samples at most
-    pub samples: usize,
+    /// how many samples at most; `None` for 128, of a decoder no more than have 65,536 tokens together
+    pub samples: Option<usize>,
     /// tokens of a sample; `None` for the model's context, at most 2048
     pub length: Option<usize>,
     /// seed of the draw
@@ -41,18 +45,19 @@ impl Calibration {
         match config {
             Config::Decoder(decoder) => {
                 let tokenizer = Tokenizer::open(model, decoder.vocab_size, decoder.bos_token_id)?;
-                let pieces = self.pieces(&tokenizer, decoder)?;
-                Ok(self.shuffled(pieces).into_iter().map(Sample::Tokens).collect())
+                let (pieces, length) = self.pieces(&tokenizer, decoder)?;
+                let most = (TOKENS / length).clamp(1, SAMPLES);
+                Ok(self.shuffled(pieces, most).into_iter().map(Sample::Tokens).collect())
             }
             Config::Text(text) => {
                 let tokenizer = Tokenizer::open(model, text.vocab_size, None)?;
                 let length = checked_length(FLAG, self.length.unwrap_or(text.max_tokens), text.max_tokens)?;
-                let sentences = self.shuffled(read_sentences(&self.data)?);
+                let sentences = self.shuffled(read_sentences(&self.data)?, SAMPLES);
                 sentences.iter().map(|s| Ok(Sample::Tokens(tokenizer.encode_with_specials(s, length)?))).collect()
             }
             Config::Vision(vision) => {
                 let processor = images::processor(model, vision)?;
-                let files = self.shuffled(images::files(&self.data, Split::Calibration)?);
+                let files = self.shuffled(images::files(&self.data, Split::Calibration)?, SAMPLES);
                 files.par_iter().map(|file| Ok(Sample::Pixels(processor.pixels(file)?))).collect()
             }
         }
@@ -63,8 +68,9 @@ impl Calibration {
         matches!(config, Config::Vision(_)).then_some(Split::Calibration)
     }
 
-    /// All documents one after the other, cut into pieces of equal length; a text shorter than a piece gives itself.
-    fn pieces(&self, tokenizer: &Tokenizer, config: &DecoderConfig) -> Result<Vec<Vec<u32>>> {
+    /// All documents one after the other, cut into pieces of equal length, and that length; a text shorter than a piece
+    /// gives itself.
+    fn pieces(&self, tokenizer: &Tokenizer, config: &DecoderConfig) -> Result<(Vec<Vec<u32>>, usize)> {
         let max = config.max_positions;
         let length = checked_length(FLAG, self.length.unwrap_or(max.min(2048)), max)?;
         let mut tokens = vec![];
@@ -72,13 +78,13 @@ impl Calibration {
             tokens.extend(tokenizer.encode(&document)?);
         }
         let pieces: Vec<Vec<u32>> = tokens.chunks_exact(length).map(<[u32]>::to_vec).collect();
-        Ok(if pieces.is_empty() { vec![tokens] } else { pieces })
+        Ok((if pieces.is_empty() { vec![tokens] } else { pieces }, length))
     }
 
-    /// As many as asked for, in the seed's order.
-    fn shuffled<T>(&self, mut all: Vec<T>) -> Vec<T> {
+    /// As many as asked for, or else so many at most, in the seed's order.
+    fn shuffled<T>(&self, mut all: Vec<T>, most: usize) -> Vec<T> {
         all.shuffle(&mut ChaCha8Rng::seed_from_u64(self.seed));
-        all.truncate(self.samples.max(1));
+        all.truncate(self.samples.unwrap_or(most).max(1));
         all
     }
 }

@@ -81,7 +81,7 @@ pub fn demo(seed: u64, progress: &ProgressBar) -> Result<Shown> {
             layers: Selector::default(),
             calibration: Some(Calibration {
                 data: dir.path().join("calibration.txt"),
-                samples: 128,
+                samples: None,
                 length: None,
                 seed,
             }),

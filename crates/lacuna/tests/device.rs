@@ -153,7 +153,12 @@ fn prune_on_both(update: Update, tolerance: f64) {
             recipe: Recipe { update, ..Recipe::named("magnitude").unwrap() },
             values: None,
             layers: Selector::default(),
-            calibration: Some(Calibration { data: tiny.path("text.txt"), samples: 40, length: Some(12), seed: 0 }),
+            calibration: Some(Calibration {
+                data: tiny.path("text.txt"),
+                samples: Some(40),
+                length: Some(12),
+                seed: 0,
+            }),
             device,
             force: false,
         };

@@ -1,5 +1,5 @@
 //! ALPS (Meng et al., "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large Language Models", NeurIPS
-//! 2024, algorithm 1 and section 3): ADMM on the scaled problem, here with the projection onto V:N:M.
+//! 2024, arXiv 2406.07831, algorithm 1 and section 3): ADMM on the scaled problem, here with the projection onto V:N:M.
 //!
 //! `B = (H̃ + ρ·I)⁻¹·(H̃·W̃ − V + ρ·D)`, `D = Π(B + V/ρ)`, `V ← V + ρ·(B − D)`; `ρ` grows by how much the support of `D` still moves, until
 //! it is settled; then least squares under that mask. The authors take an eigendecomposition once; an inverse for each

@@ -1,4 +1,4 @@
-//! DSnoT (Zhang et al., "Dynamic Sparse No Training", ICLR 2024, equations 4 to 8): weights stay, the mask moves.
+//! DSnoT (Zhang et al., "Dynamic Sparse No Training", ICLR 2024, arXiv 2310.08915, equations 4 to 8): weights stay, the mask moves.
 //!
 //! `D_ij = W_ij · mean(x_j)` is what a weight adds to the mean of output `i`; `ε_i` is what the removed ones of a row would add. While that is
 //! not small, the removed weight that makes up for most of it, per variance of its input, comes back, and the worst kept

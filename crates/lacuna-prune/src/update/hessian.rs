@@ -153,3 +153,26 @@ fn narrow(square: &Square) -> Matrix {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rounding can leave a Gram matrix of few tokens a little below 0 in some direction, here by much.
+    #[test]
+    fn what_rounding_left_indefinite_is_damped_until_it_is_not() {
+        for off in [1.02_f32, 1.2, 40.0] {
+            let gram = Matrix::new(2, 2, vec![1.0, off, off, 1.0]).unwrap();
+            let hessian = Hessian::of_gram(&gram).unwrap();
+            for data in [hessian.inverse(0.0), hessian.inverse_upper().clone()].map(Matrix::into_data) {
+                assert!(data.iter().all(|v| v.is_finite()), "{off}: {data:?}");
+            }
+            // The inverse of H̃ plus the least of the dampings that do.
+            let (inverse, entry) = (hessian.inverse(0.0), f64::from(hessian.scaled().row(0)[1]));
+            let more = [0.0, 0.01, 0.1, 1.0, 10.0, 100.0].into_iter().find(|more| 1.0 + more > entry).unwrap();
+            let determinant = (1.0 + more) * (1.0 + more) - entry * entry;
+            let want = ((1.0 + more) / determinant) as f32;
+            assert!((inverse.row(0)[0] / want - 1.0).abs() < 1e-4, "{off}: {} is not {want}", inverse.row(0)[0]);
+        }
+    }
+}

@@ -6,7 +6,7 @@ use anyhow::Result;
 use lacuna::permute::{Options, Report, permute};
 use lacuna_core::Pattern;
 
-use super::calibration::{CalibrationArgs, SAMPLES};
+use super::calibration::CalibrationArgs;
 use super::ui::{Ui, bytes, table};
 
 /// Reorder the channels of a dense checkpoint so that a V:N:M mask keeps more; what it computes stays the same
@@ -14,7 +14,7 @@ use super::ui::{Ui, bytes, table};
 #[command(after_help = "\
 Examples:
   lacuna permute ./llama ./llama-ordered --pattern 64:2:8 --calibration text.txt
-  lacuna prune ./llama-ordered ./sparse --pattern 64:2:8 --calibration text.txt
+  lacuna prune ./llama-ordered ./sparse --pattern 64:2:8 --recipe ria --calibration text.txt
   lacuna export ./sparse ./zeros --format dense")]
 pub(super) struct Args {
     /// Dense checkpoint directory
@@ -39,7 +39,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, ui: &Ui) -> Result<()> {
     let options = Options {
         pattern: args.pattern,
-        calibration: args.calibration.calibration(SAMPLES, ui.seed),
+        calibration: args.calibration.calibration(None, ui.seed),
         embeddings: args.embeddings,
         force: args.force,
     };

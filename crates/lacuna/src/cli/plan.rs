@@ -144,7 +144,7 @@ impl Args {
             prompt_tokens: self.prompt_tokens,
             patterns: self.patterns.clone(),
             layers: Selector::new(&self.include, &self.exclude)?,
-            calibration: self.calibration.calibration(SAMPLES, seed),
+            calibration: self.calibration.calibration(Some(SAMPLES), seed),
             values: self.values.value_type()?,
             measured: self.measured.as_deref().map(PlanFile::read).transpose()?,
             recipe: self.recipe.clone(),

@@ -13,7 +13,7 @@ use lacuna_core::Pattern;
 use lacuna_prune::score::{Ria, RiaParts};
 use lacuna_prune::{Criterion, Permute, Selection, Update};
 
-use super::calibration::{CalibrationArgs, SAMPLES};
+use super::calibration::CalibrationArgs;
 use super::ui::{Ui, bytes, table};
 use super::values::ValueArgs;
 
@@ -197,7 +197,7 @@ impl Args {
                 (None, None) => return Err(UsageError("pass --pattern or --plan".to_owned()).into()),
             },
             layers: Selector::new(&self.include, &self.exclude)?,
-            calibration: self.calibration.calibration(SAMPLES, seed),
+            calibration: self.calibration.calibration(None, seed),
             device: self.device.open(None)?,
             force: self.force,
         })
