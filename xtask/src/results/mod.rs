@@ -1,6 +1,7 @@
 //! What pruning without training costs: every recipe on every checkpoint at every pattern, with several seeds. Runs are
 //! lines of a record; those that are there already are not made again. The record becomes the tables of `docs/results.md`.
 
+mod aims;
 mod table;
 mod training;
 
@@ -18,6 +19,10 @@ use crate::root;
 /// Where runs are recorded, and what the public code of the methods' authors came to.
 const RECORD: &str = "bench/record/results.jsonl";
 const AUTHORS: &str = "bench/record/results-authors.jsonl";
+/// What each row takes, all of them on one machine.
+const TIMES: &str = "bench/record/results-times.jsonl";
+/// The pattern that rows are timed at.
+const TIMED: &str = "64:2:8";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -27,6 +32,9 @@ pub(crate) struct Args {
     /// What training wins back, instead of what pruning costs; needs `cargo build --release --features train`
     #[arg(long, conflicts_with = "seeds")]
     training: bool,
+    /// Time every row at 64:2:8 instead: on an idle machine, and all of them on the same one
+    #[arg(long, conflicts_with_all = ["training", "seeds", "pattern"])]
+    times: bool,
     /// Only this checkpoint
     #[arg(long)]
     model: Option<String>,
@@ -131,6 +139,8 @@ const ROWS: [(&str, &[&str]); 10] = [
 ];
 /// The row whose layers have patterns of their own, at the density of the uniform one.
 const MIXED: &str = "ours, mixed";
+/// A line of the record that is no row: the model before pruning.
+const DENSE: &str = "dense";
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let shared = root().join("../shared");
@@ -143,6 +153,26 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return write_tables();
     }
     let wanted = |only: &Option<String>, name: &str| only.as_ref().is_none_or(|only| only == name);
+    if args.times {
+        for model in MODELS.iter().filter(|model| wanted(&args.model, model.name)) {
+            for (row, flags) in ROWS.iter().filter(|(row, _)| wanted(&args.row, row)) {
+                if Instant::now() < until && !is_known(TIMES, &json!({ "model": model.name, "row": row }))? {
+                    note(TIMES, &measure(&shared, model, (row, flags), TIMED, 0)?)?;
+                }
+            }
+        }
+        return write_tables();
+    }
+    for model in MODELS.iter().filter(|model| wanted(&args.model, model.name)) {
+        let mut key = json!({ "model": model.name, "row": DENSE });
+        if !is_known(RECORD, &key)? {
+            let quality = dense(&shared, model)?;
+            for field in ["value", "cross_entropy"] {
+                key[field] = quality[field].clone();
+            }
+            note(RECORD, &key)?;
+        }
+    }
     // A seed of everything before the next seed, so that a run cut short has whole tables.
     'runs: for seed in 0..args.seeds {
         for model in MODELS.iter().filter(|model| wanted(&args.model, model.name)) {
@@ -169,7 +199,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn write_tables() -> Result<()> {
     let path = root().join("docs/results.md");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let text = table::written(&text, &lines(RECORD)?, &lines(AUTHORS)?)?;
+    let text = table::written(&text, &lines(RECORD)?, &lines(AUTHORS)?, &lines(TIMES)?)?;
     std::fs::write(&path, table::with_training(&text, &lines(training::RECORD)?)?)?;
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::{MODELS, PATTERNS, ROWS, training};
+use super::{DENSE, MODELS, PATTERNS, ROWS, aims, training};
 
 /// What stands around the tables in docs/results.md.
 const BEGIN: &str = "<!-- tables: cargo xtask results -->\n";
@@ -14,17 +14,18 @@ const END: &str = "<!-- end of tables -->";
 const TRAINING_BEGIN: &str = "<!-- tables: cargo xtask results --training -->\n";
 
 /// Rows for which the methods' authors have public code, and what `scripts/authors.py` calls it.
-const AUTHORS: [(&str, &str); 6] = [
+const AUTHORS: [(&str, &str); 7] = [
     ("magnitude", "magnitude"),
     ("Wanda", "wanda"),
     ("RIA", "ria"),
+    ("paper", "ria-permuted"),
     ("DSnoT", "dsnot"),
     ("SparseGPT", "sparsegpt"),
     ("ALPS", "alps"),
 ];
 
 /// The document with the tables of these runs.
-pub(super) fn written(text: &str, runs: &[Value], authors: &[Value]) -> Result<String> {
+pub(super) fn written(text: &str, runs: &[Value], authors: &[Value], times: &[Value]) -> Result<String> {
     let (before, rest) = text.split_once(BEGIN).context("docs/results.md has no place for tables")?;
     let (_, after) = rest.split_once(END).context("docs/results.md has no end of tables")?;
     let mut tables = String::new();
@@ -34,34 +35,62 @@ pub(super) fn written(text: &str, runs: &[Value], authors: &[Value]) -> Result<S
             continue;
         }
         writeln!(tables, "### {}\n\n{}.\n", model.name, model.metric)?;
-        let heads: Vec<String> = PATTERNS.iter().map(|pattern| format!(" {pattern} |")).collect();
-        writeln!(
-            tables,
-            "| |{} seconds | peak memory |\n|---|{}---|---|",
-            heads.concat(),
-            "---|".repeat(PATTERNS.len())
-        )?;
-        for (row, _) in &ROWS {
-            let of_row: Vec<&Value> = own.iter().copied().filter(|run| run["row"] == *row).collect();
-            if of_row.is_empty() {
-                continue;
-            }
-            let cell = |pattern: &str| {
-                let runs = of_row.iter().filter(|run| run["pattern"] == pattern);
-                let cell = spread(&runs.filter_map(|run| run["gap"].as_f64()).collect::<Vec<_>>());
-                format!(" {cell} |")
-            };
-            let cells: String = PATTERNS.iter().map(|pattern| cell(pattern)).collect();
-            let values = |field: &str| of_row.iter().filter_map(|run| run[field].as_f64()).collect::<Vec<_>>();
-            // The least: a run beside others takes longer, none takes less than it needs.
-            let seconds = values("seconds").into_iter().fold(f64::INFINITY, f64::min);
-            let memory = values("peak_rss_bytes").iter().sum::<f64>() / of_row.len() as f64 / 1e6;
-            writeln!(tables, "| {row} |{cells} {seconds:.1} | {memory:.0} MB |")?;
-        }
-        tables.push('\n');
+        let timed: Vec<&Value> = times.iter().filter(|run| run["model"] == model.name).collect();
+        tables += &losses(&own, &timed)?;
+        tables += &cross_entropies(&own)?;
         tables += &beside_authors(model.name, &own, authors)?;
     }
+    tables += &aims::table(runs)?;
     Ok(format!("{before}{BEGIN}\n{tables}{END}{after}"))
+}
+
+/// What each row loses of a checkpoint, and takes.
+fn losses(own: &[&Value], timed: &[&Value]) -> Result<String> {
+    let heads: Vec<String> = PATTERNS.iter().map(|pattern| format!(" {pattern} |")).collect();
+    let lines = "---|".repeat(PATTERNS.len());
+    let mut table = format!("| |{} seconds | peak memory |\n|---|{lines}---|---|\n", heads.concat());
+    for (row, _) in &ROWS {
+        let is_row = |run: &&&Value| run["row"] == *row;
+        if !own.iter().any(|run| is_row(&run)) {
+            continue;
+        }
+        let cell = |pattern: &&str| {
+            let runs = own.iter().filter(is_row).filter(|run| run["pattern"] == *pattern);
+            format!(" {} |", spread(&runs.filter_map(|run| run["gap"].as_f64()).collect::<Vec<_>>()))
+        };
+        let cells: String = PATTERNS.iter().map(cell).collect();
+        let time = timed.iter().find(is_row);
+        let figure = |field: &str| time.and_then(|run| run[field].as_f64());
+        let seconds = figure("seconds").map_or("–".to_owned(), |seconds| format!("{seconds:.1}"));
+        let memory = figure("peak_rss_bytes").map_or("–".to_owned(), |bytes| format!("{:.0} MB", bytes / 1e6));
+        writeln!(table, "| {row} |{cells} {seconds} | {memory} |")?;
+    }
+    Ok(table + "\n")
+}
+
+/// The cross-entropy of a classifier, which still tells methods apart where no answer is right any more.
+fn cross_entropies(own: &[&Value]) -> Result<String> {
+    let Some(dense) = own.iter().find(|run| run["row"] == DENSE).and_then(|run| run["cross_entropy"].as_f64()) else {
+        return Ok(String::new());
+    };
+    let heads: Vec<String> = PATTERNS.iter().map(|pattern| format!(" {pattern} |")).collect();
+    let lines = "---|".repeat(PATTERNS.len());
+    let mut table = format!(
+        "Nats of cross-entropy above the dense model ({dense:.3}) on the same images:\n\n| |{}\n|---|{lines}\n",
+        heads.concat()
+    );
+    for (row, _) in &ROWS {
+        let cell = |pattern: &&str| {
+            let runs = own.iter().filter(|run| run["row"] == *row && run["pattern"] == *pattern);
+            format!(
+                " {} |",
+                spread(&runs.filter_map(|run| Some(run["cross_entropy"].as_f64()? - dense)).collect::<Vec<_>>())
+            )
+        };
+        let cells: String = PATTERNS.iter().map(cell).collect();
+        writeln!(table, "| {row} |{cells}")?;
+    }
+    Ok(table + "\n")
 }
 
 /// The document with the table of these trainings.

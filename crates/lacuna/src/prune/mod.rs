@@ -231,6 +231,7 @@ impl Job {
         progress.set_message(layer.name.clone());
         let method = self.options.recipe.method(*pattern, self.value_type(layer)?);
         let pruned = method.prune(weight, stats).with_context(|| format!("layer {}", layer.name))?;
+        progress.set_message(format!("{}: relative error {:.4}", layer.name, pruned.relative_error));
         progress.inc(1);
         let report = LayerReport {
             name: layer.name.clone(),
