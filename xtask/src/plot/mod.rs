@@ -1,8 +1,9 @@
-//! The newest records of `bench/run.sh`, `bench/encoders.sh` and `cargo xtask gpu-check` as figures and as the tables of docs/performance.md.
+//! The newest records of `bench/run.sh`, `bench/encoders.sh`, `bench/plans.py` and `cargo xtask gpu-check` as figures and as the tables of docs/performance.md.
 
 mod encoders;
 mod figure;
 mod gpu;
+mod plans;
 mod record;
 mod tables;
 
@@ -44,6 +45,10 @@ fn drawn(root: &Path) -> Result<Vec<(PathBuf, String)>> {
         if let Some((name, text)) = newest(root, &folder, "-encoders.jsonl")? {
             let table = encoders::table(&text, &name).with_context(|| name.clone())?;
             page = between_markers(&page, &format!("encoders {machine}"), &table)?;
+        }
+        if let Some((name, text)) = newest(root, &folder, "-plans.jsonl")? {
+            let table = plans::table(&text, &name).with_context(|| name.clone())?;
+            page = between_markers(&page, &format!("plans {machine}"), &table)?;
         }
         let mut of_gpu = vec![];
         for (kind, columns) in gpu::KINDS {
