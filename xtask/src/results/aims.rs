@@ -5,7 +5,8 @@ use std::fmt::Write;
 use anyhow::Result;
 use serde_json::Value;
 
-use super::{DENSE, MIXED, MODELS, PATTERNS};
+use super::table::{dense_cross_entropy, lost};
+use super::{MIXED, MODELS, PATTERNS};
 
 /// A row at a pattern is to lose at most a share of what another loses.
 struct Aim {
@@ -48,7 +49,7 @@ pub(super) fn table(runs: &[Value]) -> Result<String> {
     let mut columns: Vec<(String, Vec<&Value>, Option<f64>)> = vec![];
     for model in &MODELS {
         let own: Vec<&Value> = runs.iter().filter(|run| run["model"] == model.name).collect();
-        let dense = own.iter().find(|run| run["row"] == DENSE).and_then(|run| run["cross_entropy"].as_f64());
+        let dense = dense_cross_entropy(&own);
         columns.push((model.name.to_owned(), own.clone(), None));
         if dense.is_some() {
             columns.push((format!("{}, nats", model.name), own, dense));
@@ -63,17 +64,9 @@ pub(super) fn table(runs: &[Value]) -> Result<String> {
             _ => ", pattern by pattern".to_owned(),
         };
         let cell = |(_, runs, dense): &(String, Vec<&Value>, Option<f64>)| {
-            let shares = patterns.iter().map(|(at, of)| {
-                let lost = |row: &str, pattern: &str| {
-                    let runs = runs.iter().filter(|run| run["row"] == row && run["pattern"] == pattern);
-                    let loss = |run: &&Value| match dense {
-                        Some(dense) => Some(run["cross_entropy"].as_f64()? - dense),
-                        None => run["gap"].as_f64(),
-                    };
-                    runs.filter_map(loss).collect::<Vec<_>>()
-                };
-                reached(&lost(row, at), &lost(other, of), *share)
-            });
+            let shares = patterns
+                .iter()
+                .map(|(at, of)| reached(&lost(runs, row, at, *dense), &lost(runs, other, of, *dense), *share));
             format!(" {} |", shares.collect::<Vec<_>>().join(", "))
         };
         let cells: String = columns.iter().map(cell).collect();

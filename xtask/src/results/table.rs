@@ -44,6 +44,21 @@ pub(super) fn written(text: &str, runs: &[Value], authors: &[Value], times: &[Va
     Ok(format!("{before}{BEGIN}\n{tables}{END}{after}"))
 }
 
+/// What the runs of a row at a pattern lose: of the metric, or with the dense model's cross-entropy of that.
+pub(super) fn lost(own: &[&Value], row: &str, pattern: &str, dense: Option<f64>) -> Vec<f64> {
+    let runs = own.iter().filter(|run| run["row"] == row && run["pattern"] == pattern);
+    let loss = |run: &&Value| match dense {
+        Some(dense) => Some(run["cross_entropy"].as_f64()? - dense),
+        None => run["gap"].as_f64(),
+    };
+    runs.filter_map(loss).collect()
+}
+
+/// That of a classifier before pruning.
+pub(super) fn dense_cross_entropy(own: &[&Value]) -> Option<f64> {
+    own.iter().find(|run| run["row"] == DENSE)?["cross_entropy"].as_f64()
+}
+
 /// What each row loses of a checkpoint, and takes.
 fn losses(own: &[&Value], timed: &[&Value]) -> Result<String> {
     let heads: Vec<String> = PATTERNS.iter().map(|pattern| format!(" {pattern} |")).collect();
@@ -54,10 +69,7 @@ fn losses(own: &[&Value], timed: &[&Value]) -> Result<String> {
         if !own.iter().any(|run| is_row(&run)) {
             continue;
         }
-        let cell = |pattern: &&str| {
-            let runs = own.iter().filter(is_row).filter(|run| run["pattern"] == *pattern);
-            format!(" {} |", spread(&runs.filter_map(|run| run["gap"].as_f64()).collect::<Vec<_>>()))
-        };
+        let cell = |pattern: &&str| format!(" {} |", spread(&lost(own, row, pattern, None)));
         let cells: String = PATTERNS.iter().map(cell).collect();
         let time = timed.iter().find(is_row);
         let figure = |field: &str| time.and_then(|run| run[field].as_f64());
@@ -70,9 +82,7 @@ fn losses(own: &[&Value], timed: &[&Value]) -> Result<String> {
 
 /// The cross-entropy of a classifier, which still tells methods apart where no answer is right any more.
 fn cross_entropies(own: &[&Value]) -> Result<String> {
-    let Some(dense) = own.iter().find(|run| run["row"] == DENSE).and_then(|run| run["cross_entropy"].as_f64()) else {
-        return Ok(String::new());
-    };
+    let Some(dense) = dense_cross_entropy(own) else { return Ok(String::new()) };
     let heads: Vec<String> = PATTERNS.iter().map(|pattern| format!(" {pattern} |")).collect();
     let lines = "---|".repeat(PATTERNS.len());
     let mut table = format!(
@@ -80,13 +90,7 @@ fn cross_entropies(own: &[&Value]) -> Result<String> {
         heads.concat()
     );
     for (row, _) in &ROWS {
-        let cell = |pattern: &&str| {
-            let runs = own.iter().filter(|run| run["row"] == *row && run["pattern"] == *pattern);
-            format!(
-                " {} |",
-                spread(&runs.filter_map(|run| Some(run["cross_entropy"].as_f64()? - dense)).collect::<Vec<_>>())
-            )
-        };
+        let cell = |pattern: &&str| format!(" {} |", spread(&lost(own, row, pattern, Some(dense))));
         let cells: String = PATTERNS.iter().map(cell).collect();
         writeln!(table, "| {row} |{cells}")?;
     }
@@ -151,8 +155,7 @@ fn beside_authors(model: &str, own: &[&Value], authors: &[Value]) -> Result<Stri
     for (row, method) in AUTHORS {
         let theirs = authors.iter().filter(|run| run["model"] == model && run["method"] == method);
         let theirs: Vec<f64> = theirs.filter_map(|run| run["gap"].as_f64()).collect();
-        let ours = own.iter().filter(|run| run["row"] == row && run["pattern"] == "2:4");
-        let ours: Vec<f64> = ours.filter_map(|run| run["gap"].as_f64()).collect();
+        let ours = lost(own, row, "2:4", None);
         if !theirs.is_empty() && !ours.is_empty() {
             writeln!(rows, "| {row} | {} | {} |", spread(&ours), spread(&theirs))?;
         }
