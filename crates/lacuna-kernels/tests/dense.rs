@@ -70,6 +70,10 @@ fn dense_kernels_agree_with_the_definition_for_every_remainder() {
         for cols in [1, 2, 15, 16, 17, 31, 33, 191, 256] {
             check(rows, cols, 1);
             check(rows, cols, 11);
+            check(rows, cols, 13);
         }
     }
+    // In parts: rows, columns and tokens beyond what fits a cache at once.
+    check(540, 300, 20);
+    check(33, 40, 300);
 }

@@ -130,6 +130,20 @@ fn kernels_agree_with_the_oracle_for_every_remainder() {
 }
 
 #[test]
+fn kernels_agree_with_the_oracle_where_work_is_done_in_parts() {
+    // Rows, columns and tokens beyond what fits a cache at once, with remainders; row blocks of one strip, of an odd number, of many.
+    for (pattern, rows, cols, tokens) in [
+        ("64:2:8", 1090, 1100, 40),
+        ("48:2:5", 1040, 700, 13),
+        ("16:2:16", 100, 2100, 290),
+        ("200:2:7@all", 650, 520, 33),
+        ("2:4", 600, 600, 520),
+    ] {
+        check(pattern, rows, cols, tokens, cols == 700);
+    }
+}
+
+#[test]
 fn kernels_put_permuted_rows_back() {
     for tokens in [1, 2, 3, 4, 8, 9, 16, 17, 70] {
         // Rows that share a vector's strips and rows that do not; one tile and several; work for one thread and for all.

@@ -11,6 +11,8 @@ use crate::weight::{Activations, Bias, Weight, check_shapes};
 /// Instruction sets with dense kernels, the preferred one first.
 pub(crate) static SETS: &[&InstructionSet] = &[
     #[cfg(target_arch = "x86_64")]
+    &lanes::amx::SET,
+    #[cfg(target_arch = "x86_64")]
     &lanes::avx512::WITH_DOT,
     #[cfg(target_arch = "x86_64")]
     &lanes::avx512::PLAIN,

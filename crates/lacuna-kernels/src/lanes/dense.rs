@@ -17,18 +17,18 @@ use crate::weight::{Bias, Weight, check_shapes};
 const CHUNK_COLUMNS: usize = 2 * CHUNK;
 
 /// Strips of a tile: what is computed at once with few tokens.
-const TILE_STRIPS: usize = 4;
+pub(super) const TILE_STRIPS: usize = 4;
 
 /// A dense weight, laid out: strips of chunks of 8 pairs of columns, pair by pair the values of each row.
 pub(super) struct DenseLayout {
-    rows: usize,
-    cols: usize,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
     lanes: usize,
-    chunks: usize,
+    pub(super) chunks: usize,
     /// chunks under one scale
     block_chunks: usize,
-    streams: Aligned<u8>,
-    strip_bytes: usize,
+    pub(super) streams: Aligned<u8>,
+    pub(super) strip_bytes: usize,
     /// `[strips, blocks, lanes]`; none for floats
     scales: Vec<f16>,
 }
@@ -77,8 +77,8 @@ impl DenseLayout {
 /// Strips `first..first + strips`.
 #[derive(Clone, Copy)]
 pub(super) struct DenseTile {
-    first: usize,
-    strips: usize,
+    pub(super) first: usize,
+    pub(super) strips: usize,
 }
 
 /// Some tokens of the activations, pairs of columns side by side.
@@ -113,12 +113,34 @@ pub(super) struct DenseLanes<E: 'static> {
     pub(super) code: &'static Code<E>,
 }
 
+impl<E: Element> DenseLanes<E> {
+    /// Whether a product with so many tokens is large enough to be shared between threads.
+    pub(super) fn is_worth_sharing(&self, tokens: usize) -> bool {
+        self.layout.rows * self.layout.cols * tokens >= PARALLEL_WORK
+    }
+
+    /// Computes all tiles of `y[R, T]`, of so many strips, each `[rows, T]` by `run`; adds the bias.
+    pub(super) fn for_tiles(&self, y: &mut Matrix, strips: usize, run: impl Fn(DenseTile, &mut [f32]) + Sync + Send) {
+        let (lanes, tokens) = (self.layout.lanes, y.cols());
+        let run_tile = |(i, part): (usize, &mut [f32])| {
+            let first = i * strips;
+            run(DenseTile { first, strips: part.len().div_ceil(lanes * tokens) }, part);
+            self.bias.add_to(first * lanes, part, tokens);
+        };
+        let tile_values = (strips * lanes * tokens).max(1);
+        if self.is_worth_sharing(tokens) {
+            y.data_mut().par_chunks_mut(tile_values).enumerate().for_each(run_tile);
+        } else {
+            y.data_mut().chunks_mut(tile_values).enumerate().for_each(run_tile);
+        }
+    }
+}
+
 impl<E: Element> Weight for DenseLanes<E> {
     fn multiply(&self, x: &Matrix, y: &mut Matrix) {
         let layout = &self.layout;
         check_shapes(layout.rows, layout.cols, x, y);
         let tokens = x.cols();
-        let parallel = layout.rows * layout.cols * tokens >= PARALLEL_WORK;
         let tile = |start: usize| {
             let width = (tokens - start).next_power_of_two().min(MAX_TOKENS);
             // SAFETY: `prepare_dense` has seen that the CPU has the features.
@@ -126,23 +148,17 @@ impl<E: Element> Weight for DenseLanes<E> {
             PairTile::new(input, layout.cols, layout.chunks)
         };
         let starts: Vec<usize> = (0..tokens).step_by(MAX_TOKENS).collect();
-        let inputs: Vec<PairTile<E>> =
-            if parallel { starts.into_par_iter().map(tile).collect() } else { starts.into_iter().map(tile).collect() };
-        let run_tile = |(i, part): (usize, &mut [f32])| {
-            let strips = part.len().div_ceil(layout.lanes * tokens);
+        let inputs: Vec<PairTile<E>> = if self.is_worth_sharing(tokens) {
+            starts.into_par_iter().map(tile).collect()
+        } else {
+            starts.into_iter().map(tile).collect()
+        };
+        self.for_tiles(y, TILE_STRIPS, |tile, part| {
             for input in &inputs {
-                let tile = DenseTile { first: i * TILE_STRIPS, strips };
                 // SAFETY: `prepare_dense` has seen the features and made the layout.
                 unsafe { (self.code.dense)(layout, tile, input, part, tokens) };
             }
-            self.bias.add_to(i * TILE_STRIPS * layout.lanes, part, tokens);
-        };
-        let tile_values = (TILE_STRIPS * layout.lanes * tokens).max(1);
-        if parallel {
-            y.data_mut().par_chunks_mut(tile_values).enumerate().for_each(run_tile);
-        } else {
-            y.data_mut().chunks_mut(tile_values).enumerate().for_each(run_tile);
-        }
+        });
         for input in inputs {
             input.pairs.shelve();
         }

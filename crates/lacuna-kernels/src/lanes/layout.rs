@@ -119,7 +119,7 @@ pub(super) struct Layout {
     /// `[row_blocks, groups]`
     distances: Distances,
     /// `[strips, strip_bytes]`
-    streams: Aligned<u8>,
+    pub(super) streams: Aligned<u8>,
     pub(super) strip_bytes: usize,
 }
 

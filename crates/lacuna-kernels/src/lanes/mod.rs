@@ -12,6 +12,8 @@
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
 mod aligned;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
@@ -124,6 +126,9 @@ pub(crate) struct Code<E: 'static> {
 pub(crate) enum AnyCode {
     F32(&'static Code<f32>),
     Bf16(&'static Code<bf16>),
+    /// that, with the matrix unit for many tokens
+    #[cfg(target_arch = "x86_64")]
+    Bf16OrTiles(&'static Code<bf16>),
     I16(&'static Code<i16>),
 }
 
@@ -192,6 +197,8 @@ pub(crate) fn prepare(
     match (set.code)(form) {
         AnyCode::F32(code) => Box::new(Lanes { layout, bias, code }),
         AnyCode::Bf16(code) => Box::new(Lanes { layout, bias, code }),
+        #[cfg(target_arch = "x86_64")]
+        AnyCode::Bf16OrTiles(code) => Box::new(amx::SparseTiles(Lanes { layout, bias, code })),
         AnyCode::I16(code) => Box::new(Lanes { layout, bias, code }),
     }
 }
@@ -214,6 +221,8 @@ pub(crate) fn prepare_dense(
     match (set.code)(form) {
         AnyCode::F32(code) => Box::new(DenseLanes { layout, bias, code }),
         AnyCode::Bf16(code) => Box::new(DenseLanes { layout, bias, code }),
+        #[cfg(target_arch = "x86_64")]
+        AnyCode::Bf16OrTiles(code) => Box::new(amx::DenseTiles(DenseLanes { layout, bias, code })),
         AnyCode::I16(code) => Box::new(DenseLanes { layout, bias, code }),
     }
 }
@@ -226,50 +235,67 @@ struct Lanes<E: 'static> {
     code: &'static Code<E>,
 }
 
-impl<E: Element> Weight for Lanes<E> {
-    fn multiply(&self, x: &Matrix, y: &mut Matrix) {
-        let layout = &self.layout;
-        check_shapes(layout.rows, layout.cols, x, y);
-        let tokens = x.cols();
-        let parallel = layout.kept() * tokens >= PARALLEL_WORK;
-        let input = |x: &Matrix, start, width, block_columns| {
-            // SAFETY: `prepare` has seen that the CPU has the features.
-            let tile = unsafe { (self.code.input)(x, start, width, block_columns) };
-            tile.with_scales_repeated(layout.joined_blocks, layout.blocks())
-        };
-        let inputs = input_tiles(input, x, layout.lanes, layout.block_columns, parallel);
-        let run_tile = |tile: &Tile, part: &mut [f32]| {
-            let mut gathered = Aligned::scratch(0);
-            for input in &inputs {
-                // SAFETY: `prepare` has seen the features and made the layout.
-                unsafe { (self.code.tile)(layout, tile, input, &mut gathered, part, tokens) };
-            }
-            gathered.shelve();
-            self.bias.add_to(tile.start, part, tokens);
+impl<E: Element> Lanes<E> {
+    /// Whether a product with so many tokens is large enough to be shared between threads.
+    fn is_worth_sharing(&self, tokens: usize) -> bool {
+        self.layout.kept() * tokens >= PARALLEL_WORK
+    }
+
+    /// Computes all tiles of `y[R, T]`, `together` after each other, `[rows, T]` by `run`; adds the bias and puts rows in their places.
+    fn for_tiles(&self, y: &mut Matrix, together: usize, run: impl Fn(&[Tile], &mut [f32]) + Sync + Send) {
+        let (layout, tokens) = (&self.layout, y.cols());
+        let parallel = self.is_worth_sharing(tokens);
+        let parts = layout.tiles.chunks(together);
+        let values = |tiles: &[Tile]| tiles.iter().map(|tile| tile.len).sum::<usize>() * tokens;
+        let run_part = |tiles: &[Tile], part: &mut [f32]| {
+            run(tiles, part);
+            self.bias.add_to(tiles[0].start, part, tokens);
         };
         match &layout.row_order {
             Some(order) => {
                 let places = Places::new(y, order);
-                run_all(layout.tiles.iter().collect(), parallel, |tile: &Tile| {
-                    let mut part = Aligned::scratch(tile.len * tokens);
-                    run_tile(tile, &mut part);
+                run_all(parts.collect(), parallel, |tiles: &[Tile]| {
+                    let mut part = Aligned::scratch(values(tiles));
+                    run_part(tiles, &mut part);
                     // Rows go to their places while they are in the cache.
                     // SAFETY: no two tiles have a row in common.
-                    unsafe { places.put(tile.start, &part) };
+                    unsafe { places.put(tiles[0].start, &part) };
                     part.shelve();
                 });
             }
             None => {
                 let mut rest = y.data_mut();
                 let mut work = Vec::with_capacity(layout.tiles.len());
-                for tile in &layout.tiles {
-                    let (part, tail) = rest.split_at_mut(tile.len * tokens);
-                    work.push((tile, part));
+                for tiles in parts {
+                    let (part, tail) = rest.split_at_mut(values(tiles));
+                    work.push((tiles, part));
                     rest = tail;
                 }
-                run_all(work, parallel, |(tile, part)| run_tile(tile, part));
+                run_all(work, parallel, |(tiles, part)| run_part(tiles, part));
             }
         }
+    }
+}
+
+impl<E: Element> Weight for Lanes<E> {
+    fn multiply(&self, x: &Matrix, y: &mut Matrix) {
+        let layout = &self.layout;
+        check_shapes(layout.rows, layout.cols, x, y);
+        let tokens = x.cols();
+        let input = |x: &Matrix, start, width, block_columns| {
+            // SAFETY: `prepare` has seen that the CPU has the features.
+            let tile = unsafe { (self.code.input)(x, start, width, block_columns) };
+            tile.with_scales_repeated(layout.joined_blocks, layout.blocks())
+        };
+        let inputs = input_tiles(input, x, layout.lanes, layout.block_columns, self.is_worth_sharing(tokens));
+        self.for_tiles(y, 1, |tiles, part| {
+            let mut gathered = Aligned::scratch(0);
+            for (tile, input) in tiles.iter().flat_map(|tile| inputs.iter().map(move |input| (tile, input))) {
+                // SAFETY: `prepare` has seen the features and made the layout.
+                unsafe { (self.code.tile)(layout, tile, input, &mut gathered, part, tokens) };
+            }
+            gathered.shelve();
+        });
         for input in inputs {
             input.data.shelve();
         }

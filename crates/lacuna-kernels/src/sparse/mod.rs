@@ -45,6 +45,8 @@ macro_rules! lanes_kernel {
 /// All kernels, the preferred one first. The last is the oracle and is never chosen.
 pub static KERNELS: &[Kernel] = &[
     #[cfg(target_arch = "x86_64")]
+    lanes_kernel!(lanes::amx::SET),
+    #[cfg(target_arch = "x86_64")]
     lanes_kernel!(lanes::avx512::WITH_DOT),
     #[cfg(target_arch = "x86_64")]
     lanes_kernel!(lanes::avx512::PLAIN),

@@ -1,0 +1,239 @@
+//! Many tokens on the matrix unit of Intel's Xeons (AMX), bfloat16. The unit knows no sparsity: what a row block has not kept in any
+//! row is left out, and the two of four that a row has not kept are zeros to it. So at most M / 4 of a dense product's work goes to
+//! it, where vectors do M / 2, but at 16 times their rate.
+//!
+//! The weights stay as they lie for few tokens, which vectors serve; tiles for the unit are made of them part by part, in the caches.
+
+mod inputs;
+mod rows;
+mod unit;
+
+use std::ops::Deref;
+
+use half::bf16;
+use lacuna_core::Matrix;
+
+use self::inputs::Input;
+use self::rows::Rows;
+use self::unit::{SIDE, TILE_BYTES, Unit};
+use super::aligned::Aligned;
+use super::dense::{DenseLanes, TILE_STRIPS};
+use super::layout::Tile;
+use super::{AnyCode, InstructionSet, Lanes, avx512};
+use crate::weight::{Weight, check_shapes};
+
+/// Tokens from which on the unit is faster than vectors.
+const FEWEST_TOKENS: usize = 13;
+
+/// Most rows of [`rows_together`]: the larger, the less often the activations come from beyond the L2 cache; their sums must fit there.
+const MOST_ROWS: usize = 512;
+
+/// Steps of 32 columns whose tiles are made before they are used.
+const STEPS: usize = 8;
+
+/// Floats of a tile.
+const TILE: usize = SIDE * SIDE;
+
+fn available() -> bool {
+    (avx512::WITH_DOT.available)() && is_x86_feature_detected!("avx512vbmi2") && unit::available()
+}
+
+/// The kernel that leaves many tokens of bfloat16 to the unit, and all else to vectors.
+pub(crate) static SET: InstructionSet = InstructionSet {
+    name: "avx512-amx-bf16",
+    needs: "AVX-512 F, BW, VL, VNNI, BF16, VBMI2, AMX-BF16",
+    available,
+    code: |form| match (avx512::WITH_DOT.code)(form) {
+        AnyCode::Bf16(code) => AnyCode::Bf16OrTiles(code),
+        other => other,
+    },
+    ..avx512::WITH_DOT
+};
+
+/// Sparse weights; made where [`SET`] is available, of [`super::layout::Form::Bf16Dot`].
+pub(super) struct SparseTiles(pub(super) Lanes<bf16>);
+
+impl Weight for SparseTiles {
+    fn multiply(&self, x: &Matrix, y: &mut Matrix) {
+        let (layout, tokens) = (&self.0.layout, x.cols());
+        if tokens < FEWEST_TOKENS {
+            return self.0.multiply(x, y);
+        }
+        check_shapes(layout.rows, layout.cols, x, y);
+        // SAFETY: whoever made `self` has seen the features.
+        let inputs = unsafe { Input::all(x, self.0.is_worth_sharing(tokens)) };
+        let rows_each = layout.tiles.iter().map(|tile| tile.len).max().unwrap_or(1);
+        self.0.for_tiles(y, rows_together(layout.rows).div_ceil(rows_each), |tiles, part| {
+            for input in &inputs {
+                let block = |tile: &Tile| {
+                    let mut places = Aligned::scratch(layout.groups());
+                    layout.columns(tile).places(1, &mut places);
+                    places.as_flattened_mut().iter_mut().for_each(|place| *place = input.place(*place));
+                    Block { first: tile.first_strip, rows: tile.len, places }
+                };
+                let blocks: Vec<_> = tiles.iter().map(block).collect();
+                // SAFETY: as above, and the places are of rows of the input.
+                unsafe { run(layout, &blocks, input, part, tokens) };
+                for block in blocks {
+                    block.places.shelve();
+                }
+            }
+        });
+        for input in inputs {
+            input.data.shelve();
+        }
+    }
+
+    fn rows(&self) -> usize {
+        self.0.rows()
+    }
+}
+
+/// Dense weights; made likewise.
+pub(super) struct DenseTiles(pub(super) DenseLanes<bf16>);
+
+impl Weight for DenseTiles {
+    fn multiply(&self, x: &Matrix, y: &mut Matrix) {
+        let (layout, tokens) = (&self.0.layout, x.cols());
+        if tokens < FEWEST_TOKENS {
+            return self.0.multiply(x, y);
+        }
+        check_shapes(layout.rows, layout.cols, x, y);
+        // SAFETY: whoever made `self` has seen the features.
+        let inputs = unsafe { Input::all(x, self.0.is_worth_sharing(tokens)) };
+        let places = |input: &Input| -> Vec<[u32; 4]> {
+            let place = |column: usize| input.place(column.min(layout.cols) as u32);
+            (0..layout.steps() * 8).map(|four| [0, 1, 2, 3].map(|i| place(four * 4 + i))).collect()
+        };
+        let places: Vec<_> = inputs.iter().map(places).collect();
+        self.0.for_tiles(y, rows_together(layout.rows).div_ceil(SIDE), |tile, part| {
+            for (input, places) in inputs.iter().zip(&places) {
+                let block = |first: usize| {
+                    let rows = (part.len() / tokens - (first - tile.first) * SIDE).min(TILE_STRIPS * SIDE);
+                    Block { first, rows, places: &places[..] }
+                };
+                let blocks: Vec<_> = (tile.first..tile.first + tile.strips).step_by(TILE_STRIPS).map(block).collect();
+                // SAFETY: as above, and the places are of rows of the input.
+                unsafe { run(layout, &blocks, input, part, tokens) };
+            }
+        });
+        for input in inputs {
+            input.data.shelve();
+        }
+    }
+
+    fn rows(&self) -> usize {
+        self.0.rows()
+    }
+}
+
+/// Rows of a layer that one thread computes at once: as many threads as there are have the same number of such parts.
+fn rows_together(rows: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    let parts = rows.div_ceil(MOST_ROWS * threads) * threads;
+    rows.div_ceil(parts).max(1)
+}
+
+/// Rows with the same columns.
+struct Block<P> {
+    /// first strip
+    first: usize,
+    rows: usize,
+    /// where the rows of an input line begin that belong to four columns each
+    places: P,
+}
+
+impl<P> Block<P> {
+    fn strips(&self) -> usize {
+        self.rows.div_ceil(SIDE)
+    }
+}
+
+/// Blocks after each other: `y[rows, T]` from token `input.start` on.
+///
+/// Part of K by part, so that the activations of a part are in the L2 cache for all blocks. For each block the tiles of its weights are
+/// made, and for each 32 tokens those of the columns it keeps.
+///
+/// # Safety
+/// [`available`]; the weights must be of bfloat16 for 16 lanes, and places those of rows of the input.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,avx512bf16")]
+unsafe fn run<W: Rows, P: Deref<Target = [[u32; 4]]>>(
+    weights: &W,
+    blocks: &[Block<P>],
+    input: &Input,
+    y: &mut [f32],
+    tokens: usize,
+) {
+    let across = input.width / SIDE;
+    let strips: usize = blocks.iter().map(Block::strips).sum();
+    let most = blocks.iter().map(Block::strips).max().unwrap_or(0);
+    let mut sums = Aligned::<f32>::scratch(strips * across * TILE);
+    let mut rows = Aligned::<u16>::scratch(most * STEPS * TILE_BYTES / 2);
+    let mut columns = Aligned::<u32>::scratch(2 * STEPS * TILE);
+    // SAFETY: the caller's promise; it is dropped at the end of this function, which calls nothing that sets up another.
+    let unit = unsafe { Unit::set_up() };
+    for from in (0..weights.steps()).step_by(STEPS) {
+        let steps = STEPS.min(weights.steps() - from);
+        let mut sums = sums.as_mut_ptr();
+        for (i, block) in blocks.iter().enumerate() {
+            let strips = block.strips();
+            let (after, far) = blocks.get(i + 1).map_or((blocks[0].first, steps), |block| (block.first, 0));
+            let places = &block.places[from * 8..(from + steps) * 8];
+            for strip in 0..strips {
+                for step in 0..steps {
+                    weights.ask_for(after + strip, from + far + step);
+                    // SAFETY: the caller's promise; there is room for so many tiles.
+                    unsafe {
+                        let tile = rows.as_mut_ptr().add((strip * STEPS + step) * TILE_BYTES / 2);
+                        weights.tile(block.first + strip, from + step, tile);
+                    }
+                }
+            }
+            for line in 0..across / 2 {
+                // SAFETY: the places are the caller's, and there is room for two tiles a step. Two strips are taken where there are two.
+                unsafe {
+                    let out = columns.as_mut_ptr();
+                    input.pairs(line, places, out);
+                    for strip in (0..strips).step_by(2) {
+                        let pair = [strip, (strip + 1).min(strips - 1)];
+                        let sums = pair.map(|strip| sums.add((strip * across + 2 * line) * TILE));
+                        let rows = pair.map(|strip| rows.as_ptr().add(strip * STEPS * TILE_BYTES / 2));
+                        match strips - strip {
+                            2.. => unit.add::<2>(sums, rows, out, steps, from == 0),
+                            _ => unit.add::<1>(sums, rows, out, steps, from == 0),
+                        }
+                    }
+                }
+            }
+            sums = sums.wrapping_add(strips * across * TILE);
+        }
+    }
+    drop(unit);
+    let (mut y, mut rest) = (y, &sums[..]);
+    for block in blocks {
+        let (out, after) = y.split_at_mut(block.rows * tokens);
+        let (sums, more) = rest.split_at(block.strips() * across * TILE);
+        write_tiles(sums, input, out, tokens);
+        (y, rest) = (after, more);
+    }
+    sums.shelve();
+    rows.shelve();
+    columns.shelve();
+}
+
+/// Puts the sums of some rows, tiles `[strips, width / 16]`, in their places.
+#[inline(always)]
+fn write_tiles(sums: &[f32], input: &Input, y: &mut [f32], tokens: usize) {
+    let across = input.width / SIDE;
+    let real = input.width.min(tokens - input.start);
+    for (row, out) in y.chunks_exact_mut(tokens).enumerate() {
+        let tiles = sums[row / SIDE * across * TILE..].chunks_exact(TILE);
+        for (out, tile) in out[input.start..input.start + real].chunks_mut(SIDE).zip(tiles) {
+            let row = &tile[row % SIDE * SIDE..][..SIDE];
+            match out.first_chunk_mut::<SIDE>() {
+                Some(out) => out.copy_from_slice(row),
+                None => out.copy_from_slice(&row[..out.len()]),
+            }
+        }
+    }
+}
