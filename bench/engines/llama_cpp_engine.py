@@ -3,7 +3,8 @@
     python llama_cpp_engine.py --threads 2
 
 int8 is Q8_0, int4 is Q4_0 or Q4_K. Weights lie in each kind of buffer the CPU backend offers for them: "plain", and
-those that repack ("CPU_REPACK"), as llama.cpp uses them when it loads a model. Activations are f32.
+those that repack ("CPU_REPACK"), as llama.cpp uses them when it loads a model; not in those for AMX, which crash. Activations
+are f32.
 """
 
 import ctypes
@@ -71,7 +72,9 @@ def buffer_types():
     for buffers in extra:
         if not buffers:
             break
-        found[buffer_name(buffers).decode()] = buffers
+        # Products in buffers for AMX end the process: llama.cpp issue 20824 and pull request 26954, of 2026, neither in a release.
+        if buffer_name(buffers) != b"AMX":
+            found[buffer_name(buffers).decode()] = buffers
     return found
 
 
