@@ -14,7 +14,7 @@ use crate::lanes::aligned::Aligned;
 const MOST_TOKENS: usize = 256;
 
 /// Tokens that lie side by side: a cache line of them.
-const LINE: usize = 2 * SIDE;
+pub(super) const LINE: usize = 2 * SIDE;
 
 /// Columns whose lines of the same tokens follow each other.
 const COLUMNS: usize = 64;

@@ -13,9 +13,9 @@ use std::ops::Deref;
 use half::bf16;
 use lacuna_core::Matrix;
 
-use self::inputs::Input;
+use self::inputs::{Input, LINE};
 use self::rows::Rows;
-use self::unit::{SIDE, TILE_BYTES, Unit};
+use self::unit::{SIDE, TILE_BYTES, To, Unit};
 use super::aligned::Aligned;
 use super::dense::{DenseLanes, TILE_STRIPS};
 use super::layout::Tile;
@@ -147,6 +147,12 @@ impl<P> Block<P> {
     fn strips(&self) -> usize {
         self.rows.div_ceil(SIDE)
     }
+
+    /// Whether a strip has all its rows, and the one that is computed beside it too.
+    fn is_whole(&self, strip: usize) -> bool {
+        let beside = (strip / 2 * 2 + 2).min(self.strips());
+        beside * SIDE <= self.rows
+    }
 }
 
 /// Blocks after each other: `y[rows, T]` from token `input.start` on.
@@ -170,11 +176,13 @@ unsafe fn run<W: Rows, P: Deref<Target = [[u32; 4]]>>(
     let mut sums = Aligned::<f32>::scratch(strips * across * TILE);
     let mut rows = Aligned::<u16>::scratch(most * STEPS * TILE_BYTES / 2);
     let mut columns = Aligned::<u32>::scratch(2 * STEPS * TILE);
+    let real = input.width.min(tokens - input.start);
     // SAFETY: the caller's promise; it is dropped at the end of this function, which calls nothing that sets up another.
     let unit = unsafe { Unit::set_up() };
     for from in (0..weights.steps()).step_by(STEPS) {
         let steps = STEPS.min(weights.steps() - from);
-        let mut sums = sums.as_mut_ptr();
+        let last = from + steps == weights.steps();
+        let (mut sums, mut y) = (sums.as_mut_ptr(), y.as_mut_ptr());
         for (i, block) in blocks.iter().enumerate() {
             let strips = block.strips();
             let (after, far) = blocks.get(i + 1).map_or((blocks[0].first, steps), |block| (block.first, 0));
@@ -190,7 +198,7 @@ unsafe fn run<W: Rows, P: Deref<Target = [[u32; 4]]>>(
                 }
             }
             for line in 0..across / 2 {
-                // SAFETY: the places are the caller's, and there is room for two tiles a step. Two strips are taken where there are two.
+                // SAFETY: the places are the caller's, and there is room for two tiles a step. Two strips are taken where there are two; in `y` there are as many rows and tokens.
                 unsafe {
                     let out = columns.as_mut_ptr();
                     input.pairs(line, places, out);
@@ -198,13 +206,21 @@ unsafe fn run<W: Rows, P: Deref<Target = [[u32; 4]]>>(
                         let pair = [strip, (strip + 1).min(strips - 1)];
                         let sums = pair.map(|strip| sums.add((strip * across + 2 * line) * TILE));
                         let rows = pair.map(|strip| rows.as_ptr().add(strip * STEPS * TILE_BYTES / 2));
+                        let to = if last && block.is_whole(strip) && (line + 1) * LINE <= real {
+                            let first = pair.map(|strip| y.add(strip * SIDE * tokens + input.start + line * LINE));
+                            To { first, row_bytes: 4 * tokens, second_bytes: 4 * SIDE }
+                        } else {
+                            To { first: sums, row_bytes: 4 * SIDE, second_bytes: 4 * TILE }
+                        };
+                        let sums = sums.map(<*mut f32>::cast_const);
                         match strips - strip {
-                            2.. => unit.add::<2>(sums, rows, out, steps, from == 0),
-                            _ => unit.add::<1>(sums, rows, out, steps, from == 0),
+                            2.. => unit.add::<2>(sums, rows, out, steps, from == 0, to),
+                            _ => unit.add::<1>(sums, rows, out, steps, from == 0, to),
                         }
                     }
                 }
             }
+            y = y.wrapping_add(block.rows * tokens);
             sums = sums.wrapping_add(strips * across * TILE);
         }
     }
@@ -213,27 +229,17 @@ unsafe fn run<W: Rows, P: Deref<Target = [[u32; 4]]>>(
     for block in blocks {
         let (out, after) = y.split_at_mut(block.rows * tokens);
         let (sums, more) = rest.split_at(block.strips() * across * TILE);
-        write_tiles(sums, input, out, tokens);
+        for (row, out) in out.chunks_exact_mut(tokens).enumerate() {
+            // What has gone there already ends with the last whole line.
+            let from = if block.is_whole(row / SIDE) { real / LINE * LINE } else { 0 };
+            let tiles = sums[(row / SIDE * across + from / SIDE) * TILE..].chunks_exact(TILE);
+            for (out, tile) in out[input.start..][from..real].chunks_mut(SIDE).zip(tiles) {
+                out.copy_from_slice(&tile[row % SIDE * SIDE..][..out.len()]);
+            }
+        }
         (y, rest) = (after, more);
     }
     sums.shelve();
     rows.shelve();
     columns.shelve();
-}
-
-/// Puts the sums of some rows, tiles `[strips, width / 16]`, in their places.
-#[inline(always)]
-fn write_tiles(sums: &[f32], input: &Input, y: &mut [f32], tokens: usize) {
-    let across = input.width / SIDE;
-    let real = input.width.min(tokens - input.start);
-    for (row, out) in y.chunks_exact_mut(tokens).enumerate() {
-        let tiles = sums[row / SIDE * across * TILE..].chunks_exact(TILE);
-        for (out, tile) in out[input.start..input.start + real].chunks_mut(SIDE).zip(tiles) {
-            let row = &tile[row % SIDE * SIDE..][..SIDE];
-            match out.first_chunk_mut::<SIDE>() {
-                Some(out) => out.copy_from_slice(row),
-                None => out.copy_from_slice(&row[..out.len()]),
-            }
-        }
-    }
 }

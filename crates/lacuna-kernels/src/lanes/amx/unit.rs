@@ -90,32 +90,37 @@ impl Unit {
 
     /// Adds to `ROWS` × 2 tiles of sums, one or two of rows, the products of `steps` tiles of rows with as many pairs of tiles of
     /// columns; from nothing on where they are `new`. In each of `sums` lie two tiles, in each of `rows` one for each step, in
-    /// `columns` two.
+    /// `columns` two. The result goes to where `to` says: two tiles side by side.
     ///
     /// # Safety
-    /// All pointers must be aligned to 64 bytes and have as many tiles; `steps` is at least 1.
+    /// All pointers to tiles must be aligned to 64 bytes and have as many; `steps` is at least 1.
     #[inline(always)]
     #[allow(clippy::unused_self)] // whoever has it has set up the tiles
     pub(super) unsafe fn add<const ROWS: usize>(
         &self,
-        sums: [*mut f32; 2],
+        sums: [*const f32; 2],
         rows: [*const u16; 2],
         columns: *const u32,
         steps: usize,
         new: bool,
+        to: To,
     ) {
         macro_rules! run {
             ($($line:literal),* $(,)?) => {
                 asm!(
                     $($line,)*
-                    s0 = in(reg) sums[0],
-                    s1 = in(reg) sums[1],
+                    s0 = inout(reg) sums[0] => _,
+                    s1 = inout(reg) sums[1] => _,
                     a0 = inout(reg) rows[0] => _,
                     a1 = inout(reg) rows[1] => _,
                     b = inout(reg) columns => _,
                     n = inout(reg) steps => _,
-                    new = in(reg) usize::from(new),
+                    new = inout(reg) usize::from(new) => _,
                     stride = in(reg) 64_usize,
+                    t0 = in(reg) to.first[0],
+                    t1 = in(reg) to.first[1],
+                    row = in(reg) to.row_bytes,
+                    second = in(reg) to.second_bytes,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack),
@@ -150,10 +155,12 @@ impl Unit {
                     "add {b}, 2048",
                     "dec {n}",
                     "jnz 2b",
-                    "tilestored [{s0} + {stride}], tmm0",
-                    "tilestored [{s0} + {stride} + 1024], tmm1",
-                    "tilestored [{s1} + {stride}], tmm2",
-                    "tilestored [{s1} + {stride} + 1024], tmm3",
+                    "tilestored [{t0} + {row}], tmm0",
+                    "tilestored [{t1} + {row}], tmm2",
+                    "lea {s0}, [{t0} + {second}]",
+                    "lea {s1}, [{t1} + {second}]",
+                    "tilestored [{s0} + {row}], tmm1",
+                    "tilestored [{s1} + {row}], tmm3",
                 );
             } else {
                 run!(
@@ -173,13 +180,25 @@ impl Unit {
                     "add {b}, 2048",
                     "dec {n}",
                     "jnz 2b",
-                    "tilestored [{s0} + {stride}], tmm0",
-                    "tilestored [{s0} + {stride} + 1024], tmm1",
-                    "/* {s1} {a1} */",
+                    "tilestored [{t0} + {row}], tmm0",
+                    "lea {s0}, [{t0} + {second}]",
+                    "tilestored [{s0} + {row}], tmm1",
+                    "/* {s1} {a1} {t1} */",
                 );
             }
         }
     }
+}
+
+/// Where sums go.
+#[derive(Clone, Copy)]
+pub(super) struct To {
+    /// the first tile of each strip
+    pub(super) first: [*mut f32; 2],
+    /// from one row of a tile to the next
+    pub(super) row_bytes: usize,
+    /// from the first tile to the second
+    pub(super) second_bytes: usize,
 }
 
 impl Drop for Unit {
