@@ -2,6 +2,7 @@
 //! lines of a record; those that are there already are not made again. The record becomes the tables of `docs/results.md`.
 
 mod aims;
+mod explain;
 mod table;
 mod training;
 
@@ -21,7 +22,7 @@ const RECORD: &str = "bench/record/results.jsonl";
 const AUTHORS: &str = "bench/record/results-authors.jsonl";
 /// What each row takes, all of them on one machine.
 const TIMES: &str = "bench/record/results-times.jsonl";
-/// The pattern that rows are timed at.
+/// The pattern that rows are timed at, and budgets compared.
 const TIMED: &str = "64:2:8";
 
 #[derive(clap::Args)]
@@ -35,6 +36,9 @@ pub(crate) struct Args {
     /// Time every row at 64:2:8 instead: on an idle machine, and all of them on the same one
     #[arg(long, conflicts_with_all = ["training", "seeds", "pattern"])]
     times: bool,
+    /// Ask instead how well figures of a pattern rank what pruning to it costs (`plan --explain`)
+    #[arg(long, conflicts_with_all = ["training", "times", "seeds", "pattern", "row"])]
+    explain: bool,
     /// Only this checkpoint
     #[arg(long)]
     model: Option<String>,
@@ -124,21 +128,42 @@ const PATTERNS: [&str; 5] = ["2:4", "64:2:5", "64:2:6", "64:2:8", "64:2:16"];
 /// What `mixed` chooses among.
 const MIXED_PATTERNS: &str = "2:4,64:2:5,64:2:6,64:2:7,64:2:8,64:2:10,64:2:12,64:2:16,64:2:24,64:2:32";
 
-/// A row of the tables: what it is called, and the flags of `prune`. 2:4 is plain in all of them.
-const ROWS: [(&str, &[&str]); 10] = [
-    ("magnitude", &["--recipe", "magnitude"]),
-    ("Wanda", &["--recipe", "wanda"]),
-    ("RIA", &["--recipe", "ria"]),
-    ("paper", &["--recipe", "paper"]),
-    ("DSnoT", &["--recipe", "dsnot"]),
-    ("SparseGPT", &["--recipe", "sparsegpt"]),
-    ("ALPS", &["--recipe", "alps"]),
-    ("ours, default", &["--effort", "default"]),
-    ("ours, high", &["--effort", "high"]),
-    (MIXED, &["--effort", "high"]),
+/// A row of the tables.
+struct Row {
+    name: &'static str,
+    /// those of `prune`
+    flags: &'static [&'static str],
+    /// how `plan` gives each layer a pattern of its own, at the density of the uniform one
+    by: Option<&'static str>,
+}
+
+const fn uniform(name: &'static str, flags: &'static [&'static str]) -> Row {
+    Row { name, flags, by: None }
+}
+
+const fn budget(name: &'static str, by: &'static str) -> Row {
+    Row { name, flags: &["--effort", "high"], by: Some(by) }
+}
+
+/// 2:4 is plain in all of them.
+const ROWS: [Row; 10] = [
+    uniform("magnitude", &["--recipe", "magnitude"]),
+    uniform("Wanda", &["--recipe", "wanda"]),
+    uniform("RIA", &["--recipe", "ria"]),
+    uniform("paper", &["--recipe", "paper"]),
+    uniform("DSnoT", &["--recipe", "dsnot"]),
+    uniform("SparseGPT", &["--recipe", "sparsegpt"]),
+    uniform("ALPS", &["--recipe", "alps"]),
+    uniform("ours, default", &["--effort", "default"]),
+    uniform(HIGH, &["--effort", "high"]),
+    budget(MIXED, SENSITIVITY),
 ];
-/// The row whose layers have patterns of their own, at the density of the uniform one.
+const HIGH: &str = "ours, high";
 const MIXED: &str = "ours, mixed";
+const SENSITIVITY: &str = "sensitivity";
+/// Cheaper ways than sensitivity to share out a density, at one pattern.
+const BUDGETS: [Row; 3] =
+    [budget("ours, OWL", "owl"), budget("ours, AlphaPruning", "alpha"), budget("ours, ATP", "atp")];
 /// A line of the record that is no row: the model before pruning.
 const DENSE: &str = "dense";
 
@@ -153,11 +178,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return write_tables();
     }
     let wanted = |only: &Option<String>, name: &str| only.as_ref().is_none_or(|only| only == name);
+    if args.explain {
+        for model in MODELS.iter().filter(|model| wanted(&args.model, model.name)) {
+            if Instant::now() < until && !is_known(explain::RECORD, &json!({ "model": model.name }))? {
+                note(explain::RECORD, &explain::measure(&shared, model)?)?;
+            }
+        }
+        return write_tables();
+    }
     if args.times {
         for model in MODELS.iter().filter(|model| wanted(&args.model, model.name)) {
-            for (row, flags) in ROWS.iter().filter(|(row, _)| wanted(&args.row, row)) {
-                if Instant::now() < until && !is_known(TIMES, &json!({ "model": model.name, "row": row }))? {
-                    note(TIMES, &measure(&shared, model, (row, flags), TIMED, 0)?)?;
+            for row in ROWS.iter().filter(|row| wanted(&args.row, row.name)) {
+                if Instant::now() < until && !is_known(TIMES, &json!({ "model": model.name, "row": row.name }))? {
+                    note(TIMES, &measure(&shared, model, row, TIMED, 0)?)?;
                 }
             }
         }
@@ -177,15 +210,16 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     'runs: for seed in 0..args.seeds {
         for model in MODELS.iter().filter(|model| wanted(&args.model, model.name)) {
             for pattern in PATTERNS.iter().filter(|pattern| wanted(&args.pattern, pattern)) {
-                for (row, flags) in ROWS.iter().filter(|(row, _)| wanted(&args.row, row)) {
+                let budgets = BUDGETS.iter().filter(|_| *pattern == TIMED);
+                for row in ROWS.iter().chain(budgets).filter(|row| wanted(&args.row, row.name)) {
                     if Instant::now() > until {
                         eprintln!("results: {} minutes are over", args.minutes);
                         break 'runs;
                     }
-                    let key = json!({ "model": model.name, "row": row, "pattern": pattern, "seed": seed });
+                    let key = json!({ "model": model.name, "row": row.name, "pattern": pattern, "seed": seed });
                     if !is_known(RECORD, &key)? {
                         let started = Instant::now();
-                        let line = measure(&shared, model, (row, flags), pattern, seed)?;
+                        let line = measure(&shared, model, row, pattern, seed)?;
                         eprintln!("{:.0} s", started.elapsed().as_secs_f64());
                         note(RECORD, &line)?;
                     }
@@ -200,6 +234,7 @@ fn write_tables() -> Result<()> {
     let path = root().join("docs/results.md");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let text = table::written(&text, &lines(RECORD)?, &lines(AUTHORS)?, &lines(TIMES)?)?;
+    let text = explain::written(&text, &lines(explain::RECORD)?)?;
     std::fs::write(&path, table::with_training(&text, &lines(training::RECORD)?)?)?;
     Ok(())
 }
@@ -225,24 +260,28 @@ fn lines(path: &str) -> Result<Vec<Value>> {
 }
 
 /// Prunes and evaluates.
-fn measure(shared: &Path, model: &Model, (row, flags): (&str, &[&str]), pattern: &str, seed: u64) -> Result<Value> {
+fn measure(shared: &Path, model: &Model, row: &Row, pattern: &str, seed: u64) -> Result<Value> {
     let work = work()?;
     let (source, output, plan) = (shared.join("models").join(model.name), work.join("model"), work.join("plan.json"));
-    let data = |name: &str| shared.join("data").join(name).display().to_string();
-    let seed_text = seed.to_string();
-    let mut calibration = vec!["--calibration".to_owned(), data(model.calibration), "--seed".to_owned(), seed_text];
-    calibration.extend(model.calibration_flags.iter().map(|flag| (*flag).to_owned()));
+    let calibration = calibration(shared, model, seed);
     let mut prune = lacuna("prune", &[&source, &output]);
-    prune.args(&calibration).args(flags).arg("--force");
+    prune.args(&calibration).args(row.flags).arg("--force");
     let mut plan_seconds = 0.0;
-    if row == MIXED {
-        let (measured, seconds) = sensitivities(&source, &calibration, &format!("{}-{seed}", model.name))?;
-        plan_seconds = seconds;
+    if let Some(by) = row.by {
         let m: f64 = pattern.rsplit(':').next().and_then(|m| m.parse().ok()).context("a pattern")?;
         let density = (2.0 / m).to_string();
         let mut planning = lacuna("plan", &[&source, &plan]);
-        planning.args(["--by", "sensitivity", "--density", &density, "--patterns", MIXED_PATTERNS, "--force"]);
-        answer(planning.arg("--measured").arg(&measured))?;
+        planning.args(["--by", by, "--density", &density, "--patterns", MIXED_PATTERNS, "--force"]);
+        if by == SENSITIVITY {
+            let (measured, seconds) = sensitivities(&source, &calibration, &format!("{}-{seed}", model.name))?;
+            plan_seconds = seconds;
+            planning.arg("--measured").arg(&measured);
+        } else {
+            planning.args(&calibration);
+        }
+        let started = Instant::now();
+        answer(&mut planning)?;
+        plan_seconds += started.elapsed().as_secs_f64();
         prune.arg("--plan").arg(&plan);
     } else {
         prune.args(["--pattern", pattern]);
@@ -251,11 +290,19 @@ fn measure(shared: &Path, model: &Model, (row, flags): (&str, &[&str]), pattern:
     let (quality, dense) = (evaluate(shared, model, &output)?, dense(shared, model)?);
     let gap = model.gap.between(&dense, &quality)?;
     Ok(json!({
-        "model": model.name, "row": row, "pattern": pattern, "seed": seed, "gap": gap,
+        "model": model.name, "row": row.name, "pattern": pattern, "seed": seed, "gap": gap,
         "value": quality["value"], "cross_entropy": quality["cross_entropy"],
         "bytes": pruned["pruned_bytes_after"], "seconds": number(&pruned, "seconds")? + plan_seconds,
         "peak_rss_bytes": pruned["peak_rss_bytes"],
     }))
+}
+
+/// The flags of a checkpoint's calibration data.
+fn calibration(shared: &Path, model: &Model, seed: u64) -> Vec<String> {
+    let data = shared.join("data").join(model.calibration).display().to_string();
+    let mut flags = vec!["--calibration".to_owned(), data, "--seed".to_owned(), seed.to_string()];
+    flags.extend(model.calibration_flags.iter().map(|flag| (*flag).to_owned()));
+    flags
 }
 
 /// A plan that has the sensitivities of a checkpoint's layers, and the seconds that it took: made once for all densities.
@@ -264,7 +311,7 @@ fn sensitivities(source: &PathBuf, calibration: &[String], name: &str) -> Result
     if !took.exists() {
         let started = Instant::now();
         let mut planning = lacuna("plan", &[source, &plan]);
-        planning.args(["--by", "sensitivity", "--density", "0.25", "--patterns", MIXED_PATTERNS, "--force"]);
+        planning.args(["--by", SENSITIVITY, "--density", "0.25", "--patterns", MIXED_PATTERNS, "--force"]);
         answer(planning.args(calibration))?;
         std::fs::write(&took, started.elapsed().as_secs_f64().to_string())?;
     }

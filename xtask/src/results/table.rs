@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::{DENSE, MODELS, PATTERNS, ROWS, aims, training};
+use super::{BUDGETS, DENSE, HIGH, MIXED, MODELS, PATTERNS, ROWS, TIMED, aims, training};
 
 /// What stands around the tables in docs/results.md.
 const BEGIN: &str = "<!-- tables: cargo xtask results -->\n";
@@ -40,6 +40,7 @@ pub(super) fn written(text: &str, runs: &[Value], authors: &[Value], times: &[Va
         tables += &cross_entropies(&own)?;
         tables += &beside_authors(model.name, &own, authors)?;
     }
+    tables += &budgets(runs)?;
     tables += &aims::table(runs)?;
     Ok(format!("{before}{BEGIN}\n{tables}{END}{after}"))
 }
@@ -64,7 +65,7 @@ fn losses(own: &[&Value], timed: &[&Value]) -> Result<String> {
     let heads: Vec<String> = PATTERNS.iter().map(|pattern| format!(" {pattern} |")).collect();
     let lines = "---|".repeat(PATTERNS.len());
     let mut table = format!("| |{} seconds | peak memory |\n|---|{lines}---|---|\n", heads.concat());
-    for (row, _) in &ROWS {
+    for row in ROWS.iter().map(|row| row.name) {
         let is_row = |run: &&&Value| run["row"] == *row;
         if !own.iter().any(|run| is_row(&run)) {
             continue;
@@ -89,10 +90,31 @@ fn cross_entropies(own: &[&Value]) -> Result<String> {
         "Nats of cross-entropy above the dense model ({dense:.3}) on the same images:\n\n| |{}\n|---|{lines}\n",
         heads.concat()
     );
-    for (row, _) in &ROWS {
+    for row in ROWS.iter().map(|row| row.name) {
         let cell = |pattern: &&str| format!(" {} |", spread(&lost(own, row, pattern, Some(dense))));
         let cells: String = PATTERNS.iter().map(cell).collect();
         writeln!(table, "| {row} |{cells}")?;
+    }
+    Ok(table + "\n")
+}
+
+/// What ways to share out a density among layers lose, beside none and beside the measured one.
+fn budgets(runs: &[Value]) -> Result<String> {
+    let rows: Vec<&str> = [HIGH].into_iter().chain(BUDGETS.iter().map(|row| row.name)).chain([MIXED]).collect();
+    let heads: String = rows.iter().map(|row| format!(" {row} |")).collect();
+    let mut table = format!(
+        "### Layer budgets\n\nThe density of {TIMED}, shared out among the layers in different ways:\n\n| |{heads}\n|---|{}\n",
+        "---|".repeat(rows.len())
+    );
+    for model in &MODELS {
+        let own: Vec<&Value> = runs.iter().filter(|run| run["model"] == model.name).collect();
+        for (unit, dense) in [("", None), (", nats", dense_cross_entropy(&own))] {
+            if unit.is_empty() || dense.is_some() {
+                let cells: String =
+                    rows.iter().map(|row| format!(" {} |", spread(&lost(&own, row, TIMED, dense)))).collect();
+                writeln!(table, "| {}{unit} |{cells}", model.name)?;
+            }
+        }
     }
     Ok(table + "\n")
 }
