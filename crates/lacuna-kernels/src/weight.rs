@@ -14,13 +14,14 @@ pub trait Weight: Send + Sync {
     fn rows(&self) -> usize;
 }
 
-/// What activations may be rounded to on their way into a product. Sums are f32 either way, and integer values always
-/// meet activations of 16 bits with a scale of their own.
+/// What activations may be rounded to on their way into a product. Sums are f32 either way. Integer values meet activations of 16
+/// bits with a scale of their own, whatever is asked for; where bfloat16 is, and the CPU has a matrix unit for it, many tokens meet
+/// values times scales rounded to bfloat16 instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activations {
     /// not at all
     F32,
-    /// to bfloat16, where the weights are bfloat16 and the CPU multiplies it
+    /// to bfloat16, where the CPU multiplies it and the weights are bfloat16, or, on a matrix unit, integers
     Bf16,
 }
 

@@ -5,7 +5,7 @@ use lacuna_kernels::{Activations, dense};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-const TYPES: [(ValueType, Activations); 7] = [
+const TYPES: [(ValueType, Activations); 9] = [
     (ValueType::Float(Dtype::F32), Activations::F32),
     (ValueType::Float(Dtype::F16), Activations::F32),
     (ValueType::Float(Dtype::Bf16), Activations::F32),
@@ -13,6 +13,8 @@ const TYPES: [(ValueType, Activations); 7] = [
     (ValueType::Int(IntType::Int8, ScaleGroup::Of32), Activations::F32),
     (ValueType::Int(IntType::Int8, ScaleGroup::Of128), Activations::F32),
     (ValueType::Int(IntType::Int4, ScaleGroup::Of64), Activations::F32),
+    (ValueType::Int(IntType::Int8, ScaleGroup::Of32), Activations::Bf16),
+    (ValueType::Int(IntType::Int4, ScaleGroup::Of128), Activations::Bf16),
 ];
 
 /// Tolerances as for the sparse kernels (`oracle.rs`): rounding of `K` products and sums, of activations to bfloat16 or
@@ -43,7 +45,9 @@ fn check(rows: usize, cols: usize, tokens: usize) {
                     }
                     let mut bound = (cols + 2) as f64 * f64::from(f32::EPSILON) * size + 1e-30;
                     if activations == Activations::Bf16 {
-                        bound += size * 2_f64.powi(-8);
+                        // Integers times their scales may be rounded too.
+                        let roundings = if values.integers().is_some() { 2.0 + 2_f64.powi(-8) } else { 1.0 };
+                        bound += size * roundings * 2_f64.powi(-8);
                     }
                     if values.integers().is_some() {
                         bound += weights * largest / 65534.0;

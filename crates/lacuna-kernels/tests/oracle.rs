@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use support::{random_mask, random_matrix, random_order};
 
 /// Every value type, with the activations that make a difference to it.
-const VALUES: [(ValueType, Activations); 8] = [
+const VALUES: [(ValueType, Activations); 10] = [
     (ValueType::Float(Dtype::F32), Activations::F32),
     (ValueType::Float(Dtype::F16), Activations::F32),
     (ValueType::Float(Dtype::Bf16), Activations::F32),
@@ -21,18 +21,27 @@ const VALUES: [(ValueType, Activations); 8] = [
     (ValueType::Int(IntType::Int8, ScaleGroup::Of128), Activations::F32),
     (ValueType::Int(IntType::Int4, ScaleGroup::Of32), Activations::F32),
     (ValueType::Int(IntType::Int4, ScaleGroup::Of64), Activations::F32),
+    (ValueType::Int(IntType::Int8, ScaleGroup::Of64), Activations::Bf16),
+    (ValueType::Int(IntType::Int4, ScaleGroup::Of32), Activations::Bf16),
 ];
 
 /// Largest `|got - want|` in units of the tolerance. A sum of `n` products, rounded in any order, is off by at most
 /// `n · eps · Σ|w·x| <= n · eps · ‖w‖·‖x‖` (Higham, Accuracy and Stability, (3.5)); one more rounding stores it.
-/// Activations rounded to bfloat16 are off by 2⁻⁸ of themselves each, so the sum by `2⁻⁸ · ‖w‖·‖x‖`; rounded to 16 bits
+/// Activations rounded to bfloat16 are off by 2⁻⁸ of themselves each, so the sum by `2⁻⁸ · ‖w‖·‖x‖`; where integers times their
+/// scales may be rounded so too, it is `(2 · 2⁻⁸ + 2⁻¹⁶) · ‖w‖·‖x‖`; rounded to 16 bits
 /// with a scale, by half of max|x| / 32767 each, so the sum by `‖w‖₁ · max|x| / 65534`.
 fn worst(packed: &Packed, x: &Matrix, activations: Activations, got: &Matrix, want: &Matrix) -> (f64, usize, usize) {
     let dense = packed.unpack();
     let n = packed.mask().grid().kept_per_row() as f64 + 1.0;
     let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
     let integers = packed.values().value_type().integers().is_some();
-    let per_product = n * f64::from(f32::EPSILON) + if activations == Activations::Bf16 { 2_f64.powi(-8) } else { 0.0 };
+    let unit = 2_f64.powi(-8);
+    let rounding = match (activations, integers) {
+        (Activations::F32, _) => 0.0,
+        (Activations::Bf16, false) => unit,
+        (Activations::Bf16, true) => 2.0 * unit + unit * unit,
+    };
+    let per_product = n * f64::from(f32::EPSILON) + rounding;
     let mut worst = (0.0, 0, 0);
     for token in 0..x.cols() {
         let x_norm = norm(&mut (0..x.rows()).map(|k| x.row(k)[token]));

@@ -206,6 +206,7 @@ pub(crate) static SET: InstructionSet = InstructionSet {
     needs: "AVX2, FMA, F16C",
     lanes: Avx2::LANES,
     bf16_dot: false,
+    unit: false,
     attend,
     attend_bf16: None,
     attend_cached,

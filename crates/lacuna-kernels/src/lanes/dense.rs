@@ -23,14 +23,15 @@ pub(super) const TILE_STRIPS: usize = 4;
 pub(super) struct DenseLayout {
     pub(super) rows: usize,
     pub(super) cols: usize,
+    pub(super) form: Form,
     lanes: usize,
     pub(super) chunks: usize,
     /// chunks under one scale
-    block_chunks: usize,
+    pub(super) block_chunks: usize,
     pub(super) streams: Aligned<u8>,
     pub(super) strip_bytes: usize,
     /// `[strips, blocks, lanes]`; none for floats
-    scales: Vec<f16>,
+    pub(super) scales: Vec<f16>,
 }
 
 impl DenseLayout {
@@ -62,7 +63,12 @@ impl DenseLayout {
                 scales[(row / lanes * blocks + block) * lanes + row % lanes] = scale;
             }
         }
-        Self { rows, cols, lanes, chunks, block_chunks, streams, strip_bytes, scales }
+        Self { rows, cols, form, lanes, chunks, block_chunks, streams, strip_bytes, scales }
+    }
+
+    /// Bytes of a strip's chunk.
+    pub(super) fn chunk_bytes(&self) -> usize {
+        self.lanes * CHUNK * self.form.pair_bytes()
     }
 
     /// Values of `S` strips, and their scales.

@@ -97,6 +97,7 @@ pub(super) struct Tile {
 pub(super) struct Layout {
     pub(super) rows: usize,
     pub(super) cols: usize,
+    pub(super) form: Form,
     /// chunks of a strip
     pub(super) chunks: usize,
     /// chunks under one scale
@@ -139,6 +140,7 @@ impl Layout {
         let mut layout = Self {
             rows: grid.rows(),
             cols: grid.cols(),
+            form,
             chunks,
             block_chunks,
             block_columns: joined_blocks * block_chunks * CHUNK * grid.pattern().m(),
@@ -171,7 +173,7 @@ impl Layout {
         let strips = layout.tiles.last().map_or(0, |tile| tile.first_strip + tile.len.div_ceil(lanes));
         layout.streams = Aligned::zeros(strips * strip_bytes);
         layout.scales = vec![f16::ZERO; group_values.map_or(0, |_| strips * layout.blocks() * lanes)];
-        layout.fill(packed, form);
+        layout.fill(packed);
         layout
     }
 
@@ -183,10 +185,10 @@ impl Layout {
     }
 
     /// Writes positions, values and scales of all rows.
-    fn fill(&mut self, packed: &Packed, form: Form) {
+    fn fill(&mut self, packed: &Packed) {
         let (mask, values) = (packed.mask(), packed.values());
         let groups = mask.grid().groups();
-        let (lanes, blocks) = (self.lanes, self.blocks());
+        let (lanes, blocks, form) = (self.lanes, self.blocks(), self.form);
         let mut row = 0;
         for tile in &self.tiles {
             for in_tile in 0..tile.len {

@@ -126,9 +126,6 @@ pub(crate) struct Code<E: 'static> {
 pub(crate) enum AnyCode {
     F32(&'static Code<f32>),
     Bf16(&'static Code<bf16>),
-    /// that, with the matrix unit for many tokens
-    #[cfg(target_arch = "x86_64")]
-    Bf16OrTiles(&'static Code<bf16>),
     I16(&'static Code<i16>),
 }
 
@@ -141,6 +138,8 @@ pub(crate) struct InstructionSet {
     lanes: usize,
     /// whether it multiplies bfloat16
     bf16_dot: bool,
+    /// whether it has a matrix unit for many tokens of bfloat16
+    unit: bool,
     /// attention on floats
     attend: Attend,
     /// attention on bfloat16
@@ -194,13 +193,32 @@ pub(crate) fn prepare(
     let layout = Layout::new(packed, set.lanes, form);
     let bias = Bias::packed(bias, packed);
     // The features were detected, and the layout is for the lanes and the form that the code takes.
+    let on_unit = set.unit && activations == Activations::Bf16;
     match (set.code)(form) {
         AnyCode::F32(code) => Box::new(Lanes { layout, bias, code }),
-        AnyCode::Bf16(code) => Box::new(Lanes { layout, bias, code }),
-        #[cfg(target_arch = "x86_64")]
-        AnyCode::Bf16OrTiles(code) => Box::new(amx::SparseTiles(Lanes { layout, bias, code })),
-        AnyCode::I16(code) => Box::new(Lanes { layout, bias, code }),
+        AnyCode::Bf16(code) => sparse(Lanes { layout, bias, code }, on_unit),
+        AnyCode::I16(code) => sparse(Lanes { layout, bias, code }, on_unit),
     }
+}
+
+/// With the matrix unit for many tokens, or vectors for all.
+fn sparse<E: Element>(lanes: Lanes<E>, on_unit: bool) -> Box<dyn Weight> {
+    #[cfg(target_arch = "x86_64")]
+    if on_unit {
+        return Box::new(amx::SparseTiles(lanes));
+    }
+    assert!(!on_unit, "there is no unit here");
+    Box::new(lanes)
+}
+
+/// The same for dense weights.
+fn dense<E: Element>(lanes: DenseLanes<E>, on_unit: bool) -> Box<dyn Weight> {
+    #[cfg(target_arch = "x86_64")]
+    if on_unit {
+        return Box::new(amx::DenseTiles(lanes));
+    }
+    assert!(!on_unit, "there is no unit here");
+    Box::new(lanes)
 }
 
 /// Makes a dense weight `[rows, cols]` ready.
@@ -218,12 +236,11 @@ pub(crate) fn prepare_dense(
     let form = Form::of(values, set.bf16_dot && activations == Activations::Bf16);
     let layout = DenseLayout::new(values, [rows, cols], set.lanes, form);
     let bias = Bias::new(bias, rows);
+    let on_unit = set.unit && activations == Activations::Bf16;
     match (set.code)(form) {
         AnyCode::F32(code) => Box::new(DenseLanes { layout, bias, code }),
-        AnyCode::Bf16(code) => Box::new(DenseLanes { layout, bias, code }),
-        #[cfg(target_arch = "x86_64")]
-        AnyCode::Bf16OrTiles(code) => Box::new(amx::DenseTiles(DenseLanes { layout, bias, code })),
-        AnyCode::I16(code) => Box::new(DenseLanes { layout, bias, code }),
+        AnyCode::Bf16(code) => dense(DenseLanes { layout, bias, code }, on_unit),
+        AnyCode::I16(code) => dense(DenseLanes { layout, bias, code }, on_unit),
     }
 }
 

@@ -240,6 +240,7 @@ pub(crate) static SET: InstructionSet = InstructionSet {
     needs: "NEON",
     lanes: Neon::LANES,
     bf16_dot: false,
+    unit: false,
     attend,
     attend_bf16: None,
     attend_cached,

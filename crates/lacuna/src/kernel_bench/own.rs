@@ -161,13 +161,15 @@ impl Own {
 
     /// Largest error of some rows and tokens against sums in f64, in units of the tolerance of
     /// `lacuna-kernels/tests/oracle.rs`, where it is derived: of `n` products in f32 it is `n · eps · ‖w‖·‖x‖`, to which
-    /// the rounding of activations adds `2⁻⁸ · ‖w‖·‖x‖` for bfloat16 and `‖w‖₁ · max|x| / 65534` for 16 bits.
+    /// the rounding of activations adds `2⁻⁸ · ‖w‖·‖x‖` for bfloat16, twice that where integers may be rounded so too, and
+    /// `‖w‖₁ · max|x| / 65534` for 16 bits.
     pub(super) fn check(&self, x: &Matrix, y: &mut Matrix) -> f64 {
         // An element that is never written shows.
         y.data_mut().fill(f32::NAN);
         self.copies[0].multiply(x, y);
         let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-        let rounding = if self.activations == Activations::Bf16 { 2_f64.powi(-8) } else { 0.0 };
+        let unit = if self.activations == Activations::Bf16 { 2_f64.powi(-8) } else { 0.0 };
+        let rounding = if self.value_type.integers().is_some() { 2.0 * unit + unit * unit } else { unit };
         let mut worst = 0.0_f64;
         for token in spread(x.cols(), CHECKED_TOKENS) {
             let column: Vec<f32> = (0..x.rows()).map(|k| x.row(k)[token]).collect();
@@ -190,9 +192,10 @@ impl Own {
     }
 }
 
-/// What the kernels are asked to round activations to: as much as the rivals do.
+/// What the kernels may round activations to: as much as the rivals do, which meet integers with 8 bits.
 fn activations(value_type: ValueType) -> Activations {
-    if value_type.name() == "bf16" { Activations::Bf16 } else { Activations::F32 }
+    let rounded = value_type.name() == "bf16" || value_type.integers().is_some();
+    if rounded { Activations::Bf16 } else { Activations::F32 }
 }
 
 fn copies(bytes: f64) -> usize {

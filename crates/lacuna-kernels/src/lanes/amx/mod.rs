@@ -10,7 +10,6 @@ mod unit;
 
 use std::ops::Deref;
 
-use half::bf16;
 use lacuna_core::Matrix;
 
 use self::inputs::{Input, LINE};
@@ -18,8 +17,9 @@ use self::rows::Rows;
 use self::unit::{SIDE, TILE_BYTES, To, Unit};
 use super::aligned::Aligned;
 use super::dense::{DenseLanes, TILE_STRIPS};
+use super::inputs::Element;
 use super::layout::Tile;
-use super::{AnyCode, InstructionSet, Lanes, avx512};
+use super::{InstructionSet, Lanes, avx512};
 use crate::weight::{Weight, check_shapes};
 
 /// Tokens from which on the unit is faster than vectors.
@@ -42,18 +42,15 @@ fn available() -> bool {
 pub(crate) static SET: InstructionSet = InstructionSet {
     name: "avx512-amx-bf16",
     needs: "AVX-512 F, BW, VL, VNNI, BF16, VBMI2, AMX-BF16",
+    unit: true,
     available,
-    code: |form| match (avx512::WITH_DOT.code)(form) {
-        AnyCode::Bf16(code) => AnyCode::Bf16OrTiles(code),
-        other => other,
-    },
     ..avx512::WITH_DOT
 };
 
-/// Sparse weights; made where [`SET`] is available, of [`super::layout::Form::Bf16Dot`].
-pub(super) struct SparseTiles(pub(super) Lanes<bf16>);
+/// Sparse weights; made where [`SET`] is available, of bfloat16 or integers.
+pub(super) struct SparseTiles<E: 'static>(pub(super) Lanes<E>);
 
-impl Weight for SparseTiles {
+impl<E: Element> Weight for SparseTiles<E> {
     fn multiply(&self, x: &Matrix, y: &mut Matrix) {
         let (layout, tokens) = (&self.0.layout, x.cols());
         if tokens < FEWEST_TOKENS {
@@ -90,9 +87,9 @@ impl Weight for SparseTiles {
 }
 
 /// Dense weights; made likewise.
-pub(super) struct DenseTiles(pub(super) DenseLanes<bf16>);
+pub(super) struct DenseTiles<E: 'static>(pub(super) DenseLanes<E>);
 
-impl Weight for DenseTiles {
+impl<E: Element> Weight for DenseTiles<E> {
     fn multiply(&self, x: &Matrix, y: &mut Matrix) {
         let (layout, tokens) = (&self.0.layout, x.cols());
         if tokens < FEWEST_TOKENS {
@@ -161,7 +158,7 @@ impl<P> Block<P> {
 /// made, and for each 32 tokens those of the columns it keeps.
 ///
 /// # Safety
-/// [`available`]; the weights must be of bfloat16 for 16 lanes, and places those of rows of the input.
+/// [`available`]; the weights must be of bfloat16 or integers for 16 lanes, and places those of rows of the input.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,avx512bf16")]
 unsafe fn run<W: Rows, P: Deref<Target = [[u32; 4]]>>(
     weights: &W,
