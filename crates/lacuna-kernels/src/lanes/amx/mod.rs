@@ -18,12 +18,14 @@ use self::unit::{SIDE, TILE_BYTES, To, Unit};
 use super::aligned::Aligned;
 use super::dense::{DenseLanes, TILE_STRIPS};
 use super::inputs::Element;
-use super::layout::Tile;
+use super::layout::{Form, Tile};
 use super::{InstructionSet, Lanes, avx512};
 use crate::weight::{Weight, check_shapes};
 
-/// Tokens from which on the unit is faster than vectors.
-const FEWEST_TOKENS: usize = 13;
+/// Tokens from which on the unit is faster than vectors: later for integers, of which tiles take longer to make.
+fn fewest_tokens(form: Form) -> usize {
+    if form == Form::Bf16Dot { 13 } else { 17 }
+}
 
 /// Most rows of [`rows_together`]: the larger, the less often the activations come from beyond the L2 cache; their sums must fit there.
 const MOST_ROWS: usize = 512;
@@ -53,7 +55,7 @@ pub(super) struct SparseTiles<E: 'static>(pub(super) Lanes<E>);
 impl<E: Element> Weight for SparseTiles<E> {
     fn multiply(&self, x: &Matrix, y: &mut Matrix) {
         let (layout, tokens) = (&self.0.layout, x.cols());
-        if tokens < FEWEST_TOKENS {
+        if tokens < fewest_tokens(layout.form) {
             return self.0.multiply(x, y);
         }
         check_shapes(layout.rows, layout.cols, x, y);
@@ -92,7 +94,7 @@ pub(super) struct DenseTiles<E: 'static>(pub(super) DenseLanes<E>);
 impl<E: Element> Weight for DenseTiles<E> {
     fn multiply(&self, x: &Matrix, y: &mut Matrix) {
         let (layout, tokens) = (&self.0.layout, x.cols());
-        if tokens < FEWEST_TOKENS {
+        if tokens < fewest_tokens(layout.form) {
             return self.0.multiply(x, y);
         }
         check_shapes(layout.rows, layout.cols, x, y);
