@@ -24,7 +24,7 @@ fn dot_available() -> bool {
 
 /// The instruction set, with (`DOT`) or without VNNI and BF16.
 #[derive(Clone, Copy)]
-struct Avx512<const DOT: bool>;
+pub(super) struct Avx512<const DOT: bool>;
 
 #[allow(unsafe_op_in_unsafe_fn)]
 // SAFETY of all of it: the trait's contract; each function is one or a few instructions of the set.

@@ -2,6 +2,7 @@
 #![allow(clippy::wildcard_imports)]
 
 use std::arch::x86_64::*;
+use std::ops::Deref;
 
 use lacuna_core::Matrix;
 use rayon::prelude::*;
@@ -28,15 +29,33 @@ pub(super) struct Input {
     /// `[K / 64, width / 32, 64, 32]` in bfloat16: 64 columns at a time, and of these 32 tokens at a time, so that what is gathered
     /// together lies together; columns from K on are 0. 32 tokens lie in the order in which unpacking two vectors puts them straight:
     /// 0–3, 16–19, 4–7, and so on.
-    pub(super) data: Aligned<u16>,
+    data: Aligned<u16>,
 }
 
-impl Input {
+/// All tokens of the activations; their buffers go back to the shelf when they are dropped.
+pub(super) struct Inputs(Vec<Input>);
+
+impl Deref for Inputs {
+    type Target = [Input];
+    fn deref(&self) -> &[Input] {
+        &self.0
+    }
+}
+
+impl Drop for Inputs {
+    fn drop(&mut self) {
+        for input in self.0.drain(..) {
+            input.data.shelve();
+        }
+    }
+}
+
+impl Inputs {
     /// All tokens of `x[K, T]` in parts of about the same width.
     ///
     /// # Safety
     /// The CPU must have AVX-512 F, BW, VL and BF16.
-    pub(super) unsafe fn all(x: &Matrix, parallel: bool) -> Vec<Self> {
+    pub(super) unsafe fn new(x: &Matrix, parallel: bool) -> Self {
         let tokens = x.cols();
         let width = tokens.div_ceil(tokens.div_ceil(MOST_TOKENS)).next_multiple_of(LINE);
         let part = |start: usize| {
@@ -54,11 +73,13 @@ impl Input {
             } else {
                 data.chunks_exact_mut(COLUMNS * width).enumerate().for_each(round);
             }
-            Self { start, width, data }
+            Input { start, width, data }
         };
-        (0..tokens).step_by(width).map(part).collect()
+        Self((0..tokens).step_by(width).map(part).collect())
     }
+}
 
+impl Input {
     /// Where the first line of a column begins.
     pub(super) fn place(&self, column: u32) -> u32 {
         let (block, column) = (column / COLUMNS as u32, column % COLUMNS as u32);
@@ -68,7 +89,7 @@ impl Input {
     /// Two tiles of columns for each step of 32 columns that begin at `places`: 16 pairs × 32 tokens, those of a line.
     ///
     /// # Safety
-    /// As [`Input::all`]; `out` must have room, and places be of [`Input::place`].
+    /// As [`Inputs::new`]; `out` must have room, and places be of [`Input::place`].
     #[inline(always)]
     pub(super) unsafe fn pairs(&self, line: usize, places: &[[u32; 4]], out: *mut u32) {
         let from = self.data[line * LINE * COLUMNS..].as_ptr();

@@ -12,7 +12,7 @@ use std::ops::Deref;
 
 use lacuna_core::Matrix;
 
-use self::inputs::{Input, LINE};
+use self::inputs::{Input, Inputs, LINE};
 use self::rows::Rows;
 use self::unit::{SIDE, TILE_BYTES, To, Unit};
 use super::aligned::Aligned;
@@ -60,10 +60,10 @@ impl<E: Element> Weight for SparseTiles<E> {
         }
         check_shapes(layout.rows, layout.cols, x, y);
         // SAFETY: whoever made `self` has seen the features.
-        let inputs = unsafe { Input::all(x, self.0.is_worth_sharing(tokens)) };
+        let inputs = unsafe { Inputs::new(x, self.0.is_worth_sharing(tokens)) };
         let rows_each = layout.tiles.iter().map(|tile| tile.len).max().unwrap_or(1);
         self.0.for_tiles(y, rows_together(layout.rows).div_ceil(rows_each), |tiles, part| {
-            for input in &inputs {
+            for input in inputs.iter() {
                 let block = |tile: &Tile| {
                     let mut places = Aligned::scratch(layout.groups());
                     layout.columns(tile).places(1, &mut places);
@@ -78,9 +78,6 @@ impl<E: Element> Weight for SparseTiles<E> {
                 }
             }
         });
-        for input in inputs {
-            input.data.shelve();
-        }
     }
 
     fn rows(&self) -> usize {
@@ -99,7 +96,7 @@ impl<E: Element> Weight for DenseTiles<E> {
         }
         check_shapes(layout.rows, layout.cols, x, y);
         // SAFETY: whoever made `self` has seen the features.
-        let inputs = unsafe { Input::all(x, self.0.is_worth_sharing(tokens)) };
+        let inputs = unsafe { Inputs::new(x, self.0.is_worth_sharing(tokens)) };
         let places = |input: &Input| -> Vec<[u32; 4]> {
             let place = |column: usize| input.place(column.min(layout.cols) as u32);
             (0..layout.steps() * 8).map(|four| [0, 1, 2, 3].map(|i| place(four * 4 + i))).collect()
@@ -116,9 +113,6 @@ impl<E: Element> Weight for DenseTiles<E> {
                 unsafe { run(layout, &blocks, input, part, tokens) };
             }
         });
-        for input in inputs {
-            input.data.shelve();
-        }
     }
 
     fn rows(&self) -> usize {

@@ -6,8 +6,11 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::unit::DEPTH;
+use crate::lanes::avx512::Avx512;
 use crate::lanes::dense::DenseLayout;
+use crate::lanes::isa::Isa;
 use crate::lanes::layout::{Form, Layout};
+use crate::lanes::product::{Int4, Int8, IntValues};
 
 /// Weights laid out for 16 lanes.
 pub(super) trait Rows {
@@ -117,7 +120,7 @@ unsafe fn scales(all: &[f16], block: usize) -> __m512 {
     // SAFETY: the caller's.
     unsafe {
         match all.get(block * 16..(block + 1) * 16) {
-            Some(scales) => _mm512_cvtph_ps(_mm256_loadu_si256(scales.as_ptr().cast())),
+            Some(scales) => Avx512::<true>::load_f16(scales.as_ptr()),
             None => _mm512_setzero_ps(),
         }
     }
@@ -147,12 +150,8 @@ unsafe fn pairs(values: *const u8, form: Form, group: usize, scales: __m512) -> 
     // SAFETY: the caller's.
     unsafe {
         let codes = match form {
-            Form::Int8 => _mm512_cvtepi8_epi16(_mm256_loadu_si256(values.add(32 * group).cast())),
-            Form::Int4 => {
-                let words = _mm512_loadu_si512(values.add(group / 4 * 64).cast());
-                let up = _mm_cvtsi32_si128(12 - 4 * (group % 4) as i32);
-                _mm512_srai_epi16::<12>(_mm512_sll_epi16(words, up))
-            }
+            Form::Int8 => <Int8 as IntValues<Avx512<true>>>::load(values, group),
+            Form::Int4 => <Int4 as IntValues<Avx512<true>>>::load(values, group),
             _ => return _mm512_loadu_si512(values.add(64 * group).cast()),
         };
         let first = _mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(codes));
