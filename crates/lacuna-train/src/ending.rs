@@ -9,7 +9,7 @@ use lacuna_model::{Config, PoolingKind};
 use crate::block::{Weights, apply_norm};
 use crate::layer::tensor;
 use crate::loss::{Loss, Losses, of_logits};
-use crate::ops::{linear, with_floats};
+use crate::ops::{linear, linear_back, with_floats};
 use crate::{Error, MicroBatch, Result};
 
 /// Logits that are held at once at most.
@@ -101,8 +101,7 @@ impl Ending {
             let teacher = asked.teacher(first..first + count);
             let targets = batch.targets.get(first..first + count);
             let gradient = asked.of_rows(&logits, teacher.as_deref(), targets)?;
-            // dx = dz·W
-            gradients.push(linear(&gradient, &head.weight.t()?)?);
+            gradients.push(linear_back(&gradient, &head.weight)?);
         }
         pull_back(&normed, &Tensor::cat(&gradients, 0)?, stream)
     }

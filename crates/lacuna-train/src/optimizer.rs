@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::Tensor;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
@@ -76,11 +77,9 @@ impl Moments {
         lr: f64,
         steady: bool,
     ) -> Result<f64> {
-        let mut square = 0.0;
-        for gradient in gradients.values() {
-            square += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
-        }
-        let norm = square.sqrt();
+        let square = |gradient: &Tensor| Ok(f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?));
+        let squares: Vec<f64> = gradients.par_iter().map(|(_, gradient)| square(gradient)).collect::<Result<_>>()?;
+        let norm = squares.iter().sum::<f64>().sqrt();
         let scale = if norm > settings.clip { settings.clip / norm } else { 1.0 };
         let steady = steady && self.updates[1] > 0;
         self.updates[0] += 1;
@@ -88,21 +87,33 @@ impl Moments {
         let [b1, b2] = settings.betas;
         let correction = |beta: f64, updates: usize| 1.0 - beta.powi(updates.min(100_000) as i32);
         let (c1, c2) = (correction(b1, self.updates[0]), correction(b2, self.updates[1]));
-        for (name, gradient) in gradients {
-            let Some(parameter) = parameters.get_mut(name) else { continue };
+        let mix = |old: Option<Tensor>, beta: f64, new: &Tensor| -> Result<Tensor> {
+            let new = (new * (1.0 - beta))?;
+            Ok(old.map_or(Ok(new.clone()), |old| (old * beta)? + &new)?)
+        };
+        let move_one = |parameter: &mut Tensor, gradient: &Tensor, old: [Option<Tensor>; 2]| -> Result<[Tensor; 2]> {
             let gradient = (gradient * scale)?;
-            let mix = |old: Option<&Tensor>, beta: f64, new: Tensor| -> Result<Tensor> {
-                let new = (new * (1.0 - beta))?;
-                Ok(old.map_or(Ok(new.clone()), |old| (old * beta)? + &new)?)
-            };
-            let first = mix(self.first.get(name), b1, gradient.clone())?;
-            let second = match self.second.get(name) {
-                Some(second) if steady => second.clone(),
-                second => mix(second, b2, gradient.sqr()?)?,
+            let [first, second] = old;
+            let first = mix(first, b1, &gradient)?;
+            let second = match second {
+                Some(second) if steady => second,
+                second => mix(second, b2, &gradient.sqr()?)?,
             };
             let step = (&first * (lr / c1))?.div(&((&second * c2.recip())?.sqrt()? + EPS)?)?;
             let decay = if parameter.rank() > 1 { 1.0 - lr * settings.weight_decay } else { 1.0 };
             *parameter = ((&*parameter * decay)? - step)?.detach();
+            Ok([first, second])
+        };
+        // Moments are taken out and put back, so that old ones are given up as new ones come.
+        let mut takes = vec![];
+        for (name, parameter) in parameters {
+            let Some(gradient) = gradients.get(name) else { continue };
+            takes.push((name, parameter, gradient, [self.first.remove(name), self.second.remove(name)]));
+        }
+        let moved = takes
+            .into_par_iter()
+            .map(|(name, parameter, gradient, old)| Ok((name, move_one(parameter, gradient, old)?)));
+        for (name, [first, second]) in moved.collect::<Result<Vec<_>>>()? {
             self.first.insert(name.clone(), first);
             self.second.insert(name.clone(), second);
         }

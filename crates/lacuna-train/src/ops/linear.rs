@@ -16,6 +16,11 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op2(&weight.contiguous()?, Product { transposed: [false, true] })
 }
 
+/// `dy·W`, what `x` of `x·Wᵀ` gets back, outside a graph.
+pub(crate) fn linear_back(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    dy.contiguous()?.detach().apply_op2_no_bwd(&weight.contiguous()?.detach(), &Product { transposed: [false, false] })
+}
+
 /// `op(A)·op(B)`, each as it is or transposed.
 struct Product {
     transposed: [bool; 2],
@@ -73,11 +78,9 @@ impl CustomOp2 for Product {
 
     /// Of `y = x·Wᵀ` only: `dx = dy·W`, `dW = dyᵀ·x`.
     fn bwd(&self, x: &Tensor, weight: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let dy = dy.contiguous()?;
-        let product =
-            |a: &Tensor, b: &Tensor, transposed| a.detach().apply_op2_no_bwd(&b.detach(), &Self { transposed });
-        let dx = x.track_op().then(|| product(&dy, weight, [false, false])).transpose()?;
-        let dw = weight.track_op().then(|| product(&dy, x, [true, false])).transpose()?;
+        let dx = x.track_op().then(|| linear_back(dy, weight)).transpose()?;
+        let of_weight = || dy.contiguous()?.apply_op2_no_bwd(&x.detach(), &Self { transposed: [true, false] });
+        let dw = weight.track_op().then(of_weight).transpose()?;
         Ok((dx, dw))
     }
 }

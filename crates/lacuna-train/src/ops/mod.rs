@@ -11,7 +11,7 @@ use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};
 
 pub(crate) use activation::{activate, gate_by};
 pub(crate) use attention::{Sequences, attend};
-pub(crate) use linear::linear;
+pub(crate) use linear::{linear, linear_back};
 pub(crate) use norm::{layer_norm, rms_norm};
 
 /// Whether tensors are what the CPU's own code takes.

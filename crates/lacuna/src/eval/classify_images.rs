@@ -5,9 +5,9 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;
 use lacuna_format::ImageProcessor;
+use lacuna_model::log_sum_exp;
 use rayon::prelude::*;
 
-use super::perplexity::log_sum_exp;
 use super::{Details, Score};
 use crate::images::{Split, class_of, files};
 use crate::models::VisionModel;

@@ -4,9 +4,8 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;
-use lacuna_core::Matrix;
 use lacuna_format::Tokenizer;
-use lacuna_model::{DecoderConfig, runs};
+use lacuna_model::{DecoderConfig, log_sum_exp, runs};
 use rayon::prelude::*;
 
 use super::{Details, Score};
@@ -141,21 +140,6 @@ fn score_batch(model: &DecoderModel, sequences: &[Scored]) -> Result<Vec<(f64, u
         }
     }
     Ok(found)
-}
-
-/// `ln Σ_v exp(logits[v, i])` of each column.
-pub(super) fn log_sum_exp(logits: &Matrix) -> Vec<f64> {
-    let mut max = vec![f32::NEG_INFINITY; logits.cols()];
-    for v in 0..logits.rows() {
-        max.iter_mut().zip(logits.row(v)).for_each(|(m, &l)| *m = m.max(l));
-    }
-    let mut sums = vec![0.0_f64; logits.cols()];
-    for v in 0..logits.rows() {
-        for ((sum, &m), &l) in sums.iter_mut().zip(&max).zip(logits.row(v)) {
-            *sum += f64::from((l - m).exp());
-        }
-    }
-    sums.iter().zip(&max).map(|(sum, &m)| sum.ln() + f64::from(m)).collect()
 }
 
 #[cfg(test)]
