@@ -70,7 +70,9 @@ impl NullaryFnOnce for Divergences<'_> {
     #[inline(always)]
     fn call(self) -> Vec<f64> {
         let Self { p, q, columns } = self;
-        let [log_p, log_q] = [p, q].map(|logits| LogSums { logits, columns: columns.clone() }.call());
+        // One by one: an array's `map` is compiled apart, without the vectors.
+        let log_p = LogSums { logits: p, columns: columns.clone() }.call();
+        let log_q = LogSums { logits: q, columns: columns.clone() }.call();
         let mut found = vec![0.0; columns.len()];
         for row in 0..p.rows() {
             let (p, q) = (&p.row(row)[columns.clone()], &q.row(row)[columns.clone()]);

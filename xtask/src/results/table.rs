@@ -127,8 +127,7 @@ pub(super) fn with_training(text: &str, runs: &[Value]) -> Result<String> {
     for of in &training::COMPARISONS {
         table += &compared(of, runs)?;
     }
-    table +=
-        "| | pattern | steps | before | after | target | seconds | peak memory |\n|---|---|---|---|---|---|---|---|\n";
+    table += "| | pattern | steps | samples a step | before | after | target | seconds | peak memory |\n|---|---|---|---|---|---|---|---|---|\n";
     for long in &training::LONG {
         let key = [("model", long.model), ("row", training::LONGEST), ("pattern", long.pattern)];
         let found =
@@ -137,8 +136,11 @@ pub(super) fn with_training(text: &str, runs: &[Value]) -> Result<String> {
         let number = |field: &str| run[field].as_f64().unwrap_or(f64::NAN);
         let (seconds, memory) = (number("seconds"), number("peak_rss_bytes") / 1e6);
         let gaps = format!("{:.2} | {:.2}", number("before"), number("gap"));
-        let (model, pattern, steps, target) = (long.model, long.pattern, long.steps, long.target);
-        writeln!(table, "| {model} | {pattern} | {steps} | {gaps} | {target} | {seconds:.0} | {memory:.0} MB |")?;
+        let training::Long { model, pattern, steps, batch, target, .. } = long;
+        writeln!(
+            table,
+            "| {model} | {pattern} | {steps} | {batch} | {gaps} | {target} | {seconds:.0} | {memory:.0} MB |"
+        )?;
     }
     Ok(format!("{before}{TRAINING_BEGIN}\n{table}\n{END}{after}"))
 }
