@@ -90,7 +90,7 @@ impl Layer {
         Ok(Packed::pack(weight, mask, self.values, self.row_order.clone())?)
     }
 
-    /// Selects the mask again for other weights and says which share of what is kept changed. `norms` as in
+    /// Selects the mask again for other weights and says how much of it moved. `norms` as in
     /// [`Criterion::scorer_by_norms`].
     pub(crate) fn select(
         &mut self,
@@ -98,25 +98,40 @@ impl Layer {
         norms: Option<Vec<f32>>,
         criterion: Criterion,
         selection: Selection,
-    ) -> Result<f64> {
+    ) -> Result<Moved> {
         let ordered = match &self.row_order {
             Some(order) => order.permute_rows(weight)?,
             None => weight.clone(),
         };
         let scores = criterion.scorer_by_norms(&ordered, norms)?.scores(0, &ordered)?;
         let mask = selection.improve(&scores, &self.mask)?;
-        let changed = changed(&self.mask, &mask);
+        let moved = Moved::between(&self.mask, &mask);
         self.mask = mask;
-        Ok(changed)
+        Ok(moved)
     }
 }
 
-/// Share of what one mask keeps that another of the same layer drops.
-pub(crate) fn changed(before: &Mask, after: &Mask) -> f64 {
-    let (before, after) = (before.to_bools(), after.to_bools());
-    let lost = before.as_slice().iter().zip(after.as_slice()).filter(|(before, after)| **before && !**after).count();
-    let kept = before.as_slice().iter().filter(|&&kept| kept).count();
-    lost as f64 / kept.max(1) as f64
+/// How much of a mask moved.
+pub(crate) struct Moved {
+    /// places that were kept and are no more
+    lost: usize,
+    /// places that were kept
+    kept: usize,
+}
+
+impl Moved {
+    /// From one mask of a layer to another.
+    pub(crate) fn between(before: &Mask, after: &Mask) -> Self {
+        let (before, after) = (before.to_bools(), after.to_bools());
+        let lost = before.as_slice().iter().zip(after.as_slice()).filter(|(before, after)| **before && !**after);
+        Self { lost: lost.count(), kept: before.as_slice().iter().filter(|&&kept| kept).count() }
+    }
+
+    /// The share that moved of several masks together.
+    pub(crate) fn share(masks: impl Iterator<Item = Self>) -> f64 {
+        let (lost, kept) = masks.fold((0, 0), |(lost, kept), mask| (lost + mask.lost, kept + mask.kept));
+        lost as f64 / kept.max(1) as f64
+    }
 }
 
 /// A matrix on a device.

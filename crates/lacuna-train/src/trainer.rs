@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::block::{Watch, adapter_names};
 use crate::drawn::{likeliest, logits_name, prior};
-use crate::layer::{Layer, Rule, changed, matrix};
+use crate::layer::{Layer, Moved, Rule, matrix};
 use crate::loss::Losses;
 use crate::ops::with_floats;
 use crate::optimizer::{Moments, Tensors};
@@ -149,8 +149,8 @@ impl Trainer {
         let report = self.update(phase, (self.step, self.steps), losses, &gradients, flipped)?;
         let Some(before) = before else { return Ok(report) };
         let after = self.likeliest()?;
-        let changes = self.student.layers.iter().map(|(name, layer)| (layer, changed(&before[name], &after[name])));
-        Ok(StepReport { flipped: Some(share_of_all(changes)), ..report })
+        let moved = before.iter().map(|(name, before)| Moved::between(before, &after[name]));
+        Ok(StepReport { flipped: Some(Moved::share(moved)), ..report })
     }
 
     /// The masks that drawing ends with, as the odds are now.
@@ -198,19 +198,17 @@ impl Trainer {
     }
 
     /// Selects the masks of the layers whose names begin so.
-    fn select<'a>(&'a mut self, prefix: &str, norms: &BTreeMap<String, Vec<f32>>) -> Result<f64> {
+    fn select(&mut self, prefix: &str, norms: &BTreeMap<String, Vec<f32>>) -> Result<f64> {
         let mut latent = BTreeMap::new();
         for name in self.student.layers.keys().filter(|name| name.starts_with(prefix)) {
             latent.insert(name.clone(), matrix(&self.student.latent(name)?)?);
         }
         let Recipe { criterion, selection, .. } = self.recipe;
-        let select = |(name, layer): (&String, &'a mut Layer)| -> Option<Result<(&'a Layer, f64)>> {
-            let weight = latent.get(name)?;
-            let changed = layer.select(weight, norms.get(name).cloned(), criterion, selection);
-            Some(changed.map(|changed| (&*layer, changed)))
+        let select = |(name, layer): (&String, &mut Layer)| {
+            Some(layer.select(latent.get(name)?, norms.get(name).cloned(), criterion, selection))
         };
-        let changes = self.student.layers.par_iter_mut().filter_map(select).collect::<Result<Vec<_>>>()?;
-        Ok(share_of_all(changes.into_iter()))
+        let moved = self.student.layers.par_iter_mut().filter_map(select).collect::<Result<Vec<_>>>()?;
+        Ok(Moved::share(moved.into_iter()))
     }
 
     /// `‖X_j‖₂` of the inputs of all pruned layers that a run shows, if the criterion wants to know them.
@@ -340,16 +338,6 @@ pub(crate) fn make_parameters(student: &mut Student, recipe: &Recipe, seed: u64)
         }
     }
     Ok(())
-}
-
-/// The share of all kept weights, from the share of each layer's.
-fn share_of_all<'a>(changes: impl Iterator<Item = (&'a Layer, f64)>) -> f64 {
-    let count = |[changed, kept]: [f64; 2], (layer, share): (&Layer, f64)| {
-        let of_layer = layer.mask.grid().kept() as f64;
-        [changed + share * of_layer, kept + of_layer]
-    };
-    let [changed, kept] = changes.fold([0.0, 0.0], count);
-    changed / kept
 }
 
 /// `Σ_t x²` of each feature of `x[T, K]`.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::Result;
 use serde_json::Value;
 
-use super::table::{dense_cross_entropy, lost};
+use super::table::{dense_cross_entropy, lost, mean_and_deviation};
 use super::{MIXED, MODELS, PATTERNS};
 
 /// A row at a pattern is to lose at most a share of what another loses.
@@ -77,13 +77,11 @@ pub(super) fn table(runs: &[Value]) -> Result<String> {
 
 /// The share of the means, bold where it is too much; `·` where the other loses no more than its runs differ.
 fn reached(own: &[f64], other: &[f64], most: f64) -> String {
-    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     if own.is_empty() || other.is_empty() {
         return "–".to_owned();
     }
-    let (own, base) = (mean(own), mean(other));
-    let variance = other.iter().map(|loss| (loss - base).powi(2)).sum::<f64>() / (other.len() - 1).max(1) as f64;
-    if base <= 2.0 * variance.sqrt() {
+    let ((own, _), (base, deviation)) = (mean_and_deviation(own), mean_and_deviation(other));
+    if base <= 2.0 * deviation {
         return "·".to_owned();
     }
     let share = own / base;

@@ -189,18 +189,21 @@ fn beside_authors(model: &str, own: &[&Value], authors: &[Value]) -> Result<Stri
     Ok(if rows.is_empty() { rows } else { format!("{head}{rows}\n") })
 }
 
-/// Mean and standard deviation over seeds; a single run has no deviation, and none is a dash.
+/// Mean and standard deviation over seeds, written; a single run has no deviation, and none is a dash.
 fn spread(gaps: &[f64]) -> String {
-    let n = gaps.len() as f64;
-    let mean = gaps.iter().sum::<f64>() / n;
+    let (mean, deviation) = mean_and_deviation(gaps);
     match gaps.len() {
         0 => "–".to_owned(),
         1 => format!("{mean:.2}"),
-        _ => {
-            let variance = gaps.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / (n - 1.0);
-            format!("{mean:.2} ± {:.2}", variance.sqrt())
-        }
+        _ => format!("{mean:.2} ± {deviation:.2}"),
     }
+}
+
+/// Of a sample; the deviation of one value is 0.
+pub(super) fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
+    let mean = values.iter().sum::<f64>() / values.len() as f64;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    (mean, (squares / (values.len().max(2) - 1) as f64).sqrt())
 }
 
 #[cfg(test)]
