@@ -39,9 +39,9 @@ pub(crate) struct Draw {
 }
 
 impl Draw {
-    /// `y`, laid out as the logits.
-    fn shares(&self, logits: &[f32]) -> Vec<f32> {
+    fn shares(&self, logits: &[f32], layer_number: usize) -> Vec<f32> {
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
+        random.set_stream(layer_number as u64);
         let mut shares = Vec::with_capacity(logits.len());
         for six in logits.as_chunks::<6>().0 {
             let z = six.map(|logit| {
@@ -56,9 +56,9 @@ impl Draw {
         shares
     }
 
-    /// How much each weight counts, `[R, K]`.
-    pub(crate) fn factors(&self, layer: &Layer, logits: &Tensor) -> Result<Tensor> {
-        let (grid, shares) = (layer.mask.grid(), self.shares(&values(logits)?));
+    /// Draws for a layer; `layer_number` tells its noise from that of others.
+    pub(crate) fn of(&self, layer: &Layer, layer_number: usize, logits: &Tensor) -> Result<Drawn> {
+        let (grid, shares) = (layer.mask.grid(), self.shares(&values(logits)?, layer_number));
         let mut factors = vec![0.0_f32; grid.rows() * grid.cols()];
         visit(layer, |group, columns| {
             for (pair, share) in PAIRS.iter().zip(&shares[6 * group..]) {
@@ -67,24 +67,37 @@ impl Draw {
                 }
             }
         });
-        Ok(Tensor::from_vec(factors, (grid.rows(), grid.cols()), logits.device())?)
+        let factors = Tensor::from_vec(factors, (grid.rows(), grid.cols()), logits.device())?;
+        Ok(Drawn { factors, shares, rate: (self.scale / self.temperature) as f32 })
     }
+}
 
+/// What was drawn for a layer.
+pub(crate) struct Drawn {
+    /// how much each weight counts, `[R, K]`
+    pub(crate) factors: Tensor,
+    /// `y`, laid out as the logits
+    shares: Vec<f32>,
+    /// by how much the logits are multiplied in `y`
+    rate: f32,
+}
+
+impl Drawn {
     /// The gradient of the logits from that of the factors, `[R, K]`.
-    pub(crate) fn gradient(&self, layer: &Layer, logits: &Tensor, factors: &Tensor) -> Result<Tensor> {
-        let (shares, of_factors) = (self.shares(&values(logits)?), values(factors)?);
-        let mut gradient = vec![0.0_f32; shares.len()];
-        let rate = (self.scale / self.temperature) as f32;
+    pub(crate) fn gradient(&self, layer: &Layer, of_factors: &Tensor) -> Result<Tensor> {
+        let grid = layer.mask.grid();
+        let (device, of_factors) = (of_factors.device(), values(of_factors)?);
+        let mut gradient = vec![0.0_f32; self.shares.len()];
         visit(layer, |group, columns| {
             let kept =
                 PAIRS.map(|pair| pair.map(|p| columns[p].map_or(0.0, |place| of_factors[place])).iter().sum::<f32>());
-            let shares = &shares[6 * group..6 * group + 6];
+            let shares = &self.shares[6 * group..6 * group + 6];
             let mean: f32 = shares.iter().zip(&kept).map(|(y, d)| y * d).sum();
             for ((g, y), d) in gradient[6 * group..].iter_mut().zip(shares).zip(kept) {
-                *g = rate * y * (d - mean);
+                *g = self.rate * y * (d - mean);
             }
         });
-        Ok(Tensor::from_vec(gradient, logits.shape(), logits.device())?)
+        Ok(Tensor::from_vec(gradient, (grid.rows(), 6 * grid.groups()), device)?)
     }
 }
 
@@ -144,7 +157,7 @@ mod tests {
     fn a_cold_draw_keeps_two_of_four() {
         let layer = layer();
         let logits = prior(&layer, &Device::Cpu).unwrap();
-        let factors = Draw { temperature: 1e-3, scale: 1e5, seed: 3 }.factors(&layer, &logits).unwrap();
+        let factors = Draw { temperature: 1e-3, scale: 1e5, seed: 3 }.of(&layer, 0, &logits).unwrap().factors;
         let want = values(&layer.factors(0.0, &Device::Cpu).unwrap()).unwrap();
         let far = values(&factors).unwrap().iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(far < 1e-3, "{far}");
@@ -157,11 +170,11 @@ mod tests {
         let of_factors = noise(&[6, 11], 2);
         let draw = Draw { temperature: 0.7, scale: 1.3, seed: 11 };
         let value = |logits: &Tensor| {
-            let factors = values(&draw.factors(&layer, logits).unwrap()).unwrap();
+            let factors = values(&draw.of(&layer, 5, logits).unwrap().factors).unwrap();
             let weights = values(&of_factors).unwrap();
             factors.iter().zip(weights).map(|(a, b)| f64::from(a * b)).sum::<f64>()
         };
-        let gradient = values(&draw.gradient(&layer, &logits, &of_factors).unwrap()).unwrap();
+        let gradient = values(&draw.of(&layer, 5, &logits).unwrap().gradient(&layer, &of_factors).unwrap()).unwrap();
         let start = values(&logits).unwrap();
         for place in 0..start.len() {
             let moved = |by: f32| {

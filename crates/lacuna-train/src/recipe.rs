@@ -5,7 +5,7 @@
 //! weights; *SR-STE* (Zhou et al., arXiv 2102.04010) and *AST* the same with a pull of dropped weights to 0; *MdGF* (Kao et al., arXiv
 //! 2209.07617) dropped weights that fade; *STEP* (Lu et al., arXiv 2302.01172) dense, then masks under steady second moments; *DSD* (Han et
 //! al., arXiv 1607.04381) masked, dense, masked; *LoRA in three stages* (arXiv 2410.16135) dense, masks that follow, fixed masks;
-//! *MaskLLM* (Fang et al., arXiv 2409.17481) masks that are drawn by learned odds.
+//! *MaskLLM* (Fang et al., arXiv 2409.17481) masks that are drawn by learned odds, *joint* the same while the weights learn too.
 
 use lacuna_prune::{Criterion, Selection};
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,15 @@ pub enum Trains {
     },
     /// the odds of which two of a group's four are kept, with weights frozen
     Masks,
+    /// those odds and the weights together
+    MasksAndWeights,
+}
+
+impl Trains {
+    /// Whether masks are drawn by odds that are learned.
+    pub(crate) fn odds(self) -> bool {
+        matches!(self, Self::Masks | Self::MasksAndWeights)
+    }
 }
 
 /// Weights at the beginning.
@@ -163,8 +172,8 @@ impl Recipe {
         }
         for phase in &self.phases {
             let drawn = matches!(phase.masks, Masks::Drawn { .. });
-            if drawn != (self.trains == Trains::Masks) {
-                return Err("masks are drawn where trains is masks, and only there".to_owned());
+            if drawn != self.trains.odds() {
+                return Err("masks are drawn where trains is masks or masks-and-weights, and only there".to_owned());
             }
             if matches!(phase.masks, Masks::Refreshed { every: 0 }) {
                 return Err("masks refreshed after 0 steps: at least 1 is needed".to_owned());
@@ -207,7 +216,7 @@ impl Recipe {
         self.by == By::Block
             || self.start == Start::Dense
             || self.loss.needs_teacher()
-            || self.trains == Trains::Masks
+            || self.trains.odds()
             || self.phases.iter().any(|phase| phase.masks != Masks::Fixed || phase.leak.iter().any(|&leak| leak != 0.0))
     }
 }

@@ -12,7 +12,7 @@ use lacuna_model::Config;
 use rayon::prelude::*;
 
 use crate::block::{Block, Watch, Weights, adapter_names};
-use crate::drawn::{Draw, logits_name};
+use crate::drawn::{Draw, Drawn, logits_name};
 use crate::ending::Ending;
 use crate::layer::{Layer, Rule, tensor};
 use crate::loss::{Loss, Losses, square_head};
@@ -35,6 +35,8 @@ pub(crate) struct Student {
     pub(crate) frozen: Tensors,
     /// those that are trained
     pub(crate) parameters: Tensors,
+    /// what was drawn for this step, of the layers that it trains
+    drawn: BTreeMap<String, Drawn>,
     ending: Ending,
 }
 
@@ -80,7 +82,8 @@ impl Student {
         }
         let ending = Ending::load(checkpoint, config, &device)?;
         let (config, parameters) = (config.clone(), Tensors::new());
-        Ok(Self { config, device, dtype, recompute, trains, layers, frozen, parameters, ending })
+        let drawn = BTreeMap::new();
+        Ok(Self { config, device, dtype, recompute, trains, layers, frozen, parameters, drawn, ending })
     }
 
     /// A tensor of a block, trained or not.
@@ -105,13 +108,24 @@ impl Student {
         })
     }
 
+    /// Draws masks, where a rule says so, for the layers whose names begin so: once a step, for all of its batches.
+    fn draw(&mut self, rule: &Rule, prefix: &str) -> Result<()> {
+        let Some([temperature, scale]) = rule.drawn else { return Ok(()) };
+        let draw = Draw { temperature, scale, seed: rule.seed };
+        let layers: Vec<(usize, &Layer)> = self.layers.values().enumerate().collect();
+        let own = layers.into_par_iter().filter(|(_, layer)| layer.spec.name.starts_with(prefix));
+        let drawn = own.map(|(i, layer)| {
+            let name = &layer.spec.name;
+            Ok((name.clone(), draw.of(layer, i, self.tensor(&logits_name(name)))?))
+        });
+        self.drawn = drawn.collect::<Result<_>>()?;
+        Ok(())
+    }
+
     /// How much each weight of a layer counts.
     fn factors(&self, layer: &Layer, rule: &Rule) -> Result<Tensor> {
         match rule.drawn {
-            Some([temperature, scale]) => {
-                let draw = Draw { temperature, scale, seed: rule.seed };
-                draw.factors(layer, self.tensor(&logits_name(&layer.spec.name)))
-            }
+            Some(_) => Ok(self.drawn[&layer.spec.name].factors.clone()),
             None => layer.factors(rule.leak, &self.device),
         }
     }
@@ -136,7 +150,7 @@ impl Student {
                     adapter_scale = alpha / rank as f64;
                     rule.sparse && !beside
                 }
-                Trains::Weights | Trains::Masks => true,
+                Trains::Weights | Trains::Masks | Trains::MasksAndWeights => true,
             };
             if merged {
                 for name in adapters.iter().chain([&logits_name(&layer.spec.name)]) {
@@ -169,10 +183,12 @@ impl Student {
         for layer in self.layers.values() {
             let Some(gradient) = of_block.remove(&layer.spec.weight()) else { continue };
             let name = &layer.spec.name;
-            if let Some([temperature, scale]) = rule.drawn {
+            if rule.drawn.is_some() {
                 let of_factors = (&gradient * self.tensor(&layer.spec.weight()))?;
-                let (draw, logits) = (Draw { temperature, scale, seed: rule.seed }, logits_name(name));
-                gradients.insert(logits.clone(), draw.gradient(layer, self.tensor(&logits), &of_factors)?);
+                gradients.insert(logits_name(name), self.drawn[name].gradient(layer, &of_factors)?);
+                if self.trains == Trains::MasksAndWeights {
+                    gradients.insert(layer.spec.weight(), (gradient * self.factors(layer, rule)?)?);
+                }
                 continue;
             }
             let gradient = if !rule.sparse || rule.straight_through {
@@ -189,7 +205,7 @@ impl Student {
                     gradients.insert(name_a, b.t()?.matmul(&gradient)?);
                     gradients.insert(name_b, gradient.matmul(&a.t()?)?);
                 }
-                Trains::Weights | Trains::Masks => {
+                Trains::Weights | Trains::Masks | Trains::MasksAndWeights => {
                     gradients.insert(layer.spec.weight(), gradient);
                 }
             }
@@ -293,7 +309,8 @@ impl Student {
     }
 
     /// The same of all batches of a step, which run side by side.
-    pub(crate) fn step(&self, batches: &[MicroBatch], rule: &Rule, loss: &Loss) -> Result<(Losses, Tensors)> {
+    pub(crate) fn step(&mut self, batches: &[MicroBatch], rule: &Rule, loss: &Loss) -> Result<(Losses, Tensors)> {
+        self.draw(rule, "")?;
         let tokens: usize = batches.iter().flat_map(|batch| &batch.lengths).sum();
         let answers: usize = match self.config {
             Config::Decoder(_) => {
@@ -338,7 +355,8 @@ impl Student {
     }
 
     /// How far a block's outputs are from their targets, as SquareHead has it, the mean over some parts; and the gradients.
-    pub(crate) fn block_step(&self, layer: usize, parts: &[&Part], rule: &Rule) -> Result<(f64, Tensors)> {
+    pub(crate) fn block_step(&mut self, layer: usize, parts: &[&Part], rule: &Rule) -> Result<(f64, Tensors)> {
+        self.draw(rule, &format!("{}.", self.config.blocks().block_name(layer)))?;
         let (loss, share) = (Loss { squarehead: 1.0, ..Loss::default() }, (parts.len() as f64).recip());
         let of_part = |part: &&Part| -> Result<(f64, Tensors)> {
             let graph = self.graph(layer, &part.lengths, self.stream(&part.input)?, rule)?;

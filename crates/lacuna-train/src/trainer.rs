@@ -241,7 +241,9 @@ impl Trainer {
         let name = &layer.spec.name;
         let weight = matrix(&self.student.latent(name)?)?;
         Ok(Some(match self.student.trains {
-            Trains::Masks => layer.pack_by(&weight, likeliest(layer, self.student.tensor(&logits_name(name)))?)?,
+            Trains::Masks | Trains::MasksAndWeights => {
+                layer.pack_by(&weight, likeliest(layer, self.student.tensor(&logits_name(name)))?)?
+            }
             Trains::Weights | Trains::Adapters { .. } => layer.pack(&weight)?,
         }))
     }
@@ -310,11 +312,12 @@ pub(crate) fn make_parameters(student: &mut Student, recipe: &Recipe, seed: u64)
     let Student { frozen, parameters, layers, device, .. } = student;
     for (name, layer) in &*layers {
         let weight = layer.spec.weight();
+        if matches!(recipe.trains, Trains::Weights | Trains::MasksAndWeights) {
+            let tensor = frozen.remove(&weight).expect("every pruned layer has a weight");
+            parameters.insert(weight, tensor);
+        }
         match recipe.trains {
-            Trains::Weights => {
-                let tensor = frozen.remove(&weight).expect("every pruned layer has a weight");
-                parameters.insert(weight, tensor);
-            }
+            Trains::Weights => {}
             Trains::Adapters { rank, .. } => {
                 let [a, b] = adapter_names(name);
                 // As PEFT: A uniform with variance 1 / (3 K), B zero.
@@ -324,7 +327,7 @@ pub(crate) fn make_parameters(student: &mut Student, recipe: &Recipe, seed: u64)
                 parameters.insert(a, Tensor::from_vec(values, (rank, layer.spec.cols), device)?);
                 parameters.insert(b, Tensor::zeros((layer.spec.rows, rank), DType::F32, device)?);
             }
-            Trains::Masks => {
+            Trains::Masks | Trains::MasksAndWeights => {
                 parameters.insert(logits_name(name), prior(layer, device)?);
             }
         }

@@ -79,7 +79,7 @@ fn zeros(tiny: &Tiny, model: &str) -> Vec<(String, Vec<bool>)> {
 }
 
 const FIXED: [&str; 4] = ["masked", "squarehead", "lora", "blockwise"];
-const MOVING: [&str; 7] = ["ste", "sr-ste", "ast", "mdgf", "step", "dsd", "maskllm"];
+const MOVING: [&str; 8] = ["ste", "sr-ste", "ast", "mdgf", "step", "dsd", "maskllm", "joint"];
 
 #[test]
 fn every_method_keeps_the_pattern_and_learns() {

@@ -127,9 +127,10 @@ pub(super) fn with_training(text: &str, runs: &[Value]) -> Result<String> {
     for of in &training::COMPARISONS {
         table += &compared(of, runs)?;
     }
-    table += "| | pattern | steps | samples a step | before | after | target | seconds | peak memory |\n|---|---|---|---|---|---|---|---|---|\n";
+    table += "| | pattern | method | steps | samples a step | before | after | target | seconds | peak memory |\n|---|---|---|---|---|---|---|---|---|---|\n";
     for long in &training::LONG {
-        let key = [("model", long.model), ("row", training::LONGEST), ("pattern", long.pattern)];
+        let row = long.row();
+        let key = [("model", long.model), ("row", row.as_str()), ("pattern", long.pattern)];
         let found =
             runs.iter().find(|run| key.iter().all(|(field, value)| run[field] == *value) && run["steps"] == long.steps);
         let Some(run) = found else { continue };

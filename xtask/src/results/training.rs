@@ -21,7 +21,7 @@ const COMPARED: &[&str] = &["--batch", "16", "--length", "256", "--data", "self"
 pub(super) struct Long {
     pub(super) model: &'static str,
     pub(super) pattern: &'static str,
-    method: &'static str,
+    pub(super) method: &'static str,
     pub(super) steps: usize,
     /// samples of a step
     pub(super) batch: usize,
@@ -33,10 +33,11 @@ pub(super) struct Long {
 const STORIES: &[&str] = &["--length", "256", "--lr", "3e-3", "--data", "self", "--self-samples", "8192"];
 
 /// One a checkpoint and pattern of the targets.
-pub(super) const LONG: [Long; 5] = [
-    stories("2:4", 3000, 8, "0.12"),
-    stories("64:2:5", 1500, 16, "0.25"),
-    stories("64:2:8", 1500, 16, "a quarter of the gap before"),
+pub(super) const LONG: [Long; 6] = [
+    stories("2:4", "joint", "0.12"),
+    stories("64:2:5", "masked", "0.25"),
+    stories("64:2:5", "joint", "0.25"),
+    stories("64:2:8", "masked", "a quarter of the gap before"),
     Long {
         model: "minilm-l6",
         pattern: "64:2:8",
@@ -57,8 +58,8 @@ pub(super) const LONG: [Long; 5] = [
     },
 ];
 
-const fn stories(pattern: &'static str, steps: usize, batch: usize, target: &'static str) -> Long {
-    Long { model: "stories-3m", pattern, method: "masked", steps, batch, flags: STORIES, target }
+const fn stories(pattern: &'static str, method: &'static str, target: &'static str) -> Long {
+    Long { model: "stories-3m", pattern, method, steps: 1500, batch: 16, flags: STORIES, target }
 }
 
 /// Rows that are compared on a checkpoint.
@@ -86,7 +87,9 @@ pub(super) const COMPARISONS: [Comparison; 3] = [
 /// A row: its name, the recipe, and settings of it that are changed.
 pub(super) struct Row {
     pub(super) name: &'static str,
+    /// the recipe, and another one for the second half of the steps
     method: &'static str,
+    then: Option<&'static str>,
     changed: &'static [(&'static str, f64)],
     /// how the checkpoint is pruned before
     pruned: &'static [&'static str],
@@ -97,18 +100,18 @@ const RIA: &[&str] = &["--recipe", "ria"];
 const PAPER: &[&str] = &["--recipe", "paper"];
 
 const fn method(name: &'static str) -> Row {
-    Row { name, method: name, changed: &[], pruned: OURS }
+    Row { name, method: name, then: None, changed: &[], pruned: OURS }
 }
 
 const fn changed(name: &'static str, method: &'static str, changed: &'static [(&'static str, f64)]) -> Row {
-    Row { name, method, changed, pruned: OURS }
+    Row { name, method, then: None, changed, pruned: OURS }
 }
 
 const fn after(name: &'static str, method: &'static str, pruned: &'static [&'static str]) -> Row {
-    Row { name, method, changed: &[], pruned }
+    Row { name, method, then: None, changed: &[], pruned }
 }
 
-const METHODS: [Row; 12] = [
+const METHODS: [Row; 14] = [
     method("masked"),
     method("squarehead"),
     method("ste"),
@@ -118,6 +121,8 @@ const METHODS: [Row; 12] = [
     method("step"),
     method("dsd"),
     method("maskllm"),
+    method("joint"),
+    Row { name: "maskllm, then masked", method: "maskllm", then: Some("masked"), changed: &[], pruned: OURS },
     method("lora"),
     method("lora3"),
     method("blockwise"),
@@ -157,15 +162,16 @@ pub(super) fn run(until: Instant, model: Option<&str>, row: Option<&str>, patter
                 if Instant::now() > until {
                     return Ok(());
                 }
-                let recipe = changed_recipe(row)?;
-                note(RECORD, &measure(key, row.pruned, &recipe, &[COMPARED, of.flags].concat())?)?;
+                let methods = std::iter::once(changed_recipe(row)?).chain(row.then.map(str::to_owned));
+                let flags = [COMPARED, of.flags].concat();
+                note(RECORD, &measure(key, row.pruned, &methods.collect::<Vec<_>>(), &flags)?)?;
             }
         }
     }
     for long in LONG.iter().filter(|long| wanted(model, long.model) && wanted(pattern, long.pattern)) {
-        let Long { model, pattern, method, steps, batch, flags, .. } = long;
-        let key = json!({ "model": model, "row": LONGEST, "pattern": pattern, "steps": steps });
-        if !wanted(row, LONGEST) || is_known(RECORD, &key)? {
+        let Long { model, pattern, steps, batch, flags, .. } = long;
+        let key = json!({ "model": model, "row": long.row(), "pattern": pattern, "steps": steps });
+        if !wanted(row, &long.row()) || is_known(RECORD, &key)? {
             continue;
         }
         if Instant::now() > until {
@@ -173,16 +179,20 @@ pub(super) fn run(until: Instant, model: Option<&str>, row: Option<&str>, patter
         }
         let batch = batch.to_string();
         let flags = [&["--batch", &batch], *flags].concat();
-        note(RECORD, &measure(key, OURS, Path::new(method), &flags)?)?;
+        note(RECORD, &measure(key, OURS, &[long.method.to_owned()], &flags)?)?;
     }
     Ok(())
 }
 
-/// What the runs of [`LONG`] are called in the record.
-pub(super) const LONGEST: &str = "long";
+impl Long {
+    /// What the run is called in the record.
+    pub(super) fn row(&self) -> String {
+        format!("long, {}", self.method)
+    }
+}
 
 /// A built-in recipe with other settings, as a file.
-fn changed_recipe(row: &Row) -> Result<PathBuf> {
+fn changed_recipe(row: &Row) -> Result<String> {
     let file = root().join(format!("crates/lacuna/recipes/recover/{}.json", row.method));
     let mut settings: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
     for (place, value) in row.changed {
@@ -191,25 +201,31 @@ fn changed_recipe(row: &Row) -> Result<PathBuf> {
     }
     let recipe = work()?.join("recipe.json");
     std::fs::write(&recipe, settings.to_string())?;
-    Ok(recipe)
+    Ok(recipe.display().to_string())
 }
 
-/// Prunes, recovers and evaluates; `key` says what.
-fn measure(mut key: Value, prune: &[&str], recipe: &Path, flags: &[&str]) -> Result<Value> {
+/// Prunes, recovers by one method after the other, which share the steps, and evaluates; `key` says what.
+fn measure(mut key: Value, prune: &[&str], methods: &[String], flags: &[&str]) -> Result<Value> {
     let shared = root().join("../shared");
     let model = MODELS.iter().find(|model| key["model"] == model.name).context("a model of the results")?;
     let (source, data) = (shared.join("models").join(model.name), shared.join("data").join(model.calibration));
-    let (pruned, before) = pruned(&shared, model, prune, key["pattern"].as_str().context("a pattern")?)?;
-    let output = work()?.join("recovered");
-    let mut recover = lacuna("recover", &[&pruned, &output]);
-    recover.arg("--dense").arg(&source).arg("--method").arg(recipe).arg("--data").arg(data).args(flags);
-    let found = answer(recover.arg("--steps").arg(key["steps"].to_string()).arg("--force"))?;
+    let (mut from, before) = pruned(&shared, model, prune, key["pattern"].as_str().context("a pattern")?)?;
+    let steps = key["steps"].as_u64().context("steps")? / methods.len() as u64;
+    let number = |value: &Value| value.as_f64().unwrap_or(0.0);
+    for (i, method) in methods.iter().enumerate() {
+        let output = work()?.join(format!("recovered-{i}"));
+        let mut recover = lacuna("recover", &[&from, &output]);
+        recover.arg("--dense").arg(&source).args(["--method", method]).arg("--data").arg(&data).args(flags);
+        let found = answer(recover.arg("--steps").arg(steps.to_string()).arg("--force"))?;
+        for field in ["flipped", "tokens", "seconds"] {
+            key[field] = json!(number(&key[field]) + number(&found[field]));
+        }
+        key["peak_rss_bytes"] = json!(number(&key["peak_rss_bytes"]).max(number(&found["peak_rss_bytes"])));
+        from = output;
+    }
     let dense = dense(&shared, model)?;
     key["before"] = json!(model.gap.between(&dense, &before)?);
-    key["gap"] = json!(model.gap.between(&dense, &evaluate(&shared, model, &output)?)?);
-    for field in ["flipped", "tokens", "seconds", "peak_rss_bytes"] {
-        key[field] = found[field].clone();
-    }
+    key["gap"] = json!(model.gap.between(&dense, &evaluate(&shared, model, &from)?)?);
     Ok(key)
 }
 

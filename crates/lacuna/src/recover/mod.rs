@@ -85,7 +85,7 @@ pub struct Report {
 }
 
 /// The recipes that are built in.
-const BUILT_IN: [(&str, &str); 14] = [
+const BUILT_IN: [(&str, &str); 15] = [
     ("masked", include_str!("../../recipes/recover/masked.json")),
     ("ste", include_str!("../../recipes/recover/ste.json")),
     ("sr-ste", include_str!("../../recipes/recover/sr-ste.json")),
@@ -94,6 +94,7 @@ const BUILT_IN: [(&str, &str); 14] = [
     ("step", include_str!("../../recipes/recover/step.json")),
     ("dsd", include_str!("../../recipes/recover/dsd.json")),
     ("maskllm", include_str!("../../recipes/recover/maskllm.json")),
+    ("joint", include_str!("../../recipes/recover/joint.json")),
     ("lora", include_str!("../../recipes/recover/lora.json")),
     ("lora3", include_str!("../../recipes/recover/lora3.json")),
     ("lora-beside", include_str!("../../recipes/recover/lora-beside.json")),
