@@ -137,10 +137,10 @@ pub(super) fn with_training(text: &str, runs: &[Value]) -> Result<String> {
         let number = |field: &str| run[field].as_f64().unwrap_or(f64::NAN);
         let (seconds, memory) = (number("seconds"), number("peak_rss_bytes") / 1e6);
         let gaps = format!("{:.2} | {:.2}", number("before"), number("gap"));
-        let training::Long { model, pattern, steps, batch, target, .. } = long;
+        let training::Long { model, pattern, method, steps, batch, target, .. } = long;
         writeln!(
             table,
-            "| {model} | {pattern} | {steps} | {batch} | {gaps} | {target} | {seconds:.0} | {memory:.0} MB |"
+            "| {model} | {pattern} | {method} | {steps} | {batch} | {gaps} | {target} | {seconds:.0} | {memory:.0} MB |"
         )?;
     }
     Ok(format!("{before}{TRAINING_BEGIN}\n{table}\n{END}{after}"))
