@@ -111,9 +111,18 @@ mod tests {
 
     #[test]
     fn logits_that_differ_by_a_constant_are_of_one_distribution() {
+        // Columns: the same twice, and (1/2, 1/2) against (1/4, 3/4).
         let p = Matrix::new(2, 2, vec![3.0, 0.0, 5.0, 0.0]).unwrap();
-        let q = Matrix::new(2, 2, vec![4.0, 1.0, 6.0, 1.0]).unwrap();
-        assert!(divergences(&p, &q).iter().all(|found| found.abs() < 1e-12));
+        let q = Matrix::new(2, 2, vec![3.0, 1.0, 5.0, 1.0 + 3.0_f32.ln()]).unwrap();
+        let want = 0.5 * (2.0_f64).ln() + 0.5 * (2.0_f64 / 3.0).ln();
+        let found = divergences(&p, &q);
+        assert!(found[0].abs() < 1e-12 && (found[1] - want).abs() < 1e-6, "{found:?}");
+        let moved = Matrix::new(2, 2, vec![4.0, 1.0, 6.0, 1.0]).unwrap();
+        assert!(divergences(&p, &moved).iter().all(|found| found.abs() < 1e-12));
+    }
+
+    #[test]
+    fn a_sum_with_nan_is_nan() {
         let broken = Matrix::new(2, 1, vec![0.0, f32::NAN]).unwrap();
         assert!(log_sum_exp(&broken)[0].is_nan());
     }
