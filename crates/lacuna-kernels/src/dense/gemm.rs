@@ -124,6 +124,13 @@ pub fn matmul<T: Float>(
     assert!(fits(out_data.len(), a.rows, b.cols, out_row_stride, out_col_stride), "result outside its buffer");
     assert!(out_col_stride == 1 || out_row_stride == 1 || a.rows <= 1 || b.cols <= 1, "overlapping result");
     let parallelism = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
+    // The products write vectors along columns of the result, but single values where those are not contiguous: of a
+    // row-major result its transpose is asked for, bᵀ · aᵀ.
+    let (a, b, [out_row_stride, out_col_stride]) = if out_col_stride < out_row_stride {
+        (b.transposed(), a.transposed(), [out_col_stride, out_row_stride])
+    } else {
+        (a, b, [out_row_stride, out_col_stride])
+    };
     // SAFETY: every element that the strides reach lies inside its buffer (`View::new` and the assertion above), the
     // buffers are borrowed for the call, and `out_data` is borrowed exclusively, so it aliases neither operand.
     unsafe {
