@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
+use crate::ops::{Advance, Follow};
 
 /// Tensors by name.
 pub(crate) type Tensors = BTreeMap<String, Tensor>;
@@ -86,34 +87,30 @@ impl Moments {
         self.updates[1] += usize::from(!steady);
         let [b1, b2] = settings.betas;
         let correction = |beta: f64, updates: usize| 1.0 - beta.powi(updates.min(100_000) as i32);
-        let (c1, c2) = (correction(b1, self.updates[0]), correction(b2, self.updates[1]));
-        let mix = |old: Option<Tensor>, beta: f64, new: &Tensor| -> Result<Tensor> {
-            let new = (new * (1.0 - beta))?;
-            Ok(old.map_or(Ok(new.clone()), |old| (old * beta)? + &new)?)
+        let (c1, c2) = (correction(b1, self.updates[0]), correction(b2, self.updates[1]).sqrt());
+        let mean = Follow { keep: b1, rate: scale * (1.0 - b1), squared: false };
+        let mean_square = Follow { keep: b2, rate: scale * scale * (1.0 - b2), squared: true };
+        let move_one = |parameter: &mut Tensor, gradient: &Tensor, moments: &mut [Tensor; 2]| -> Result<()> {
+            let [first, second] = moments;
+            mean.apply(first, gradient)?;
+            if !steady {
+                mean_square.apply(second, gradient)?;
+            }
+            // (m / c₁) / (√(v / c₂²) + ε)
+            let keep = if parameter.rank() > 1 { 1.0 - lr * settings.weight_decay } else { 1.0 };
+            Ok(Advance { keep, rate: lr * c2 / c1, eps: EPS * c2 }.apply(parameter, first, second)?)
         };
-        let move_one = |parameter: &mut Tensor, gradient: &Tensor, old: [Option<Tensor>; 2]| -> Result<[Tensor; 2]> {
-            let gradient = (gradient * scale)?;
-            let [first, second] = old;
-            let first = mix(first, b1, &gradient)?;
-            let second = match second {
-                Some(second) if steady => second,
-                second => mix(second, b2, &gradient.sqr()?)?,
-            };
-            let step = (&first * (lr / c1))?.div(&((&second * c2.recip())?.sqrt()? + EPS)?)?;
-            let decay = if parameter.rank() > 1 { 1.0 - lr * settings.weight_decay } else { 1.0 };
-            *parameter = ((&*parameter * decay)? - step)?.detach();
-            Ok([first, second])
-        };
-        // Moments are taken out and put back, so that old ones are given up as new ones come.
-        let mut takes = vec![];
+        let mut moves = vec![];
         for (name, parameter) in parameters {
             let Some(gradient) = gradients.get(name) else { continue };
-            takes.push((name, parameter, gradient, [self.first.remove(name), self.second.remove(name)]));
+            let moment = |of: &mut Tensors| of.remove(name).map_or_else(|| gradient.zeros_like(), Ok);
+            let moments = [moment(&mut self.first)?, moment(&mut self.second)?];
+            moves.push((name, parameter, gradient, moments));
         }
-        let moved = takes
-            .into_par_iter()
-            .map(|(name, parameter, gradient, old)| Ok((name, move_one(parameter, gradient, old)?)));
-        for (name, [first, second]) in moved.collect::<Result<Vec<_>>>()? {
+        moves
+            .par_iter_mut()
+            .try_for_each(|(_, parameter, gradient, moments)| move_one(parameter, gradient, moments))?;
+        for (name, _, _, [first, second]) in moves {
             self.first.insert(name.clone(), first);
             self.second.insert(name.clone(), second);
         }

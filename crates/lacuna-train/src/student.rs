@@ -4,6 +4,8 @@
 //! `recompute` no more than one block's activations are held beside the inputs of all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
 use lacuna_core::Matrix;
@@ -37,15 +39,22 @@ pub(crate) struct Student {
     pub(crate) parameters: Tensors,
     /// what was drawn for this step, of the layers that it trains
     drawn: BTreeMap<String, Drawn>,
+    /// blocks as this step sees them, by number: those that all of its batches share
+    ready: BTreeMap<usize, Arc<Ready>>,
     ending: Ending,
+}
+
+/// The tensors of a block as a forward pass takes them.
+struct Ready {
+    weights: Weights,
+    /// names of those that want a gradient
+    wanted: BTreeSet<String>,
 }
 
 /// A block that ran.
 struct Graph {
     input: Tensor,
-    weights: Weights,
-    /// names of the weights that want a gradient
-    wanted: BTreeSet<String>,
+    block: Arc<Ready>,
     output: Tensor,
 }
 
@@ -82,8 +91,8 @@ impl Student {
         }
         let ending = Ending::load(checkpoint, config, &device)?;
         let (config, parameters) = (config.clone(), Tensors::new());
-        let drawn = BTreeMap::new();
-        Ok(Self { config, device, dtype, recompute, trains, layers, frozen, parameters, drawn, ending })
+        let (drawn, ready) = (BTreeMap::new(), BTreeMap::new());
+        Ok(Self { config, device, dtype, recompute, trains, layers, frozen, parameters, drawn, ready, ending })
     }
 
     /// A tensor of a block, trained or not.
@@ -130,9 +139,25 @@ impl Student {
         }
     }
 
-    /// The tensors of a block for a forward pass, and of those the ones that want a gradient. A merged adapter has no tensors of
-    /// its own in it where masks hold for the sum.
-    fn block(&self, block: usize, rule: &Rule) -> Result<(Weights, BTreeSet<String>)> {
+    /// Makes blocks ready for all batches of a step.
+    fn make_ready(&mut self, blocks: Range<usize>, rule: &Rule) -> Result<()> {
+        self.ready.clear();
+        let made = blocks.into_par_iter().map(|block| Ok((block, self.block(block, rule)?)));
+        self.ready = made.collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    /// A block that was made ready, or made so for one use.
+    fn block(&self, block: usize, rule: &Rule) -> Result<Arc<Ready>> {
+        match self.ready.get(&block) {
+            Some(ready) => Ok(Arc::clone(ready)),
+            None => Ok(Arc::new(self.masked(block, rule)?)),
+        }
+    }
+
+    /// The tensors of a block for a forward pass. A merged adapter has no tensors of its own among them where masks hold for the
+    /// sum.
+    fn masked(&self, block: usize, rule: &Rule) -> Result<Ready> {
         let prefix = format!("{}.", self.config.blocks().block_name(block));
         let (mut tensors, mut wanted) = (Tensors::new(), BTreeSet::new());
         for (name, tensor) in self.frozen.iter().chain(&self.parameters).filter(|(name, _)| name.starts_with(&prefix)) {
@@ -174,10 +199,10 @@ impl Student {
                 *tensor = Var::from_tensor(tensor)?.into_inner();
             }
         }
-        Ok((Weights { tensors, adapter_scale }, wanted))
+        Ok(Ready { weights: Weights { tensors, adapter_scale }, wanted })
     }
 
-    /// From gradients of a block's tensors to those of the parameters.
+    /// From gradients of blocks' tensors to those of the parameters.
     fn parameter_gradients(&self, mut of_block: Tensors, rule: &Rule) -> Result<Tensors> {
         let mut gradients = Tensors::new();
         for layer in self.layers.values() {
@@ -229,28 +254,29 @@ impl Student {
 
     /// Runs a block without a graph.
     fn run(&self, layer: usize, lengths: &[usize], x: &Tensor, rule: &Rule, watch: &Watch) -> Result<Tensor> {
-        let Weights { tensors, adapter_scale } = self.block(layer, rule)?.0;
-        let tensors = tensors.into_iter().map(|(name, tensor)| (name, tensor.detach())).collect();
-        self.forward_block(layer, &Weights { tensors, adapter_scale }, lengths, x, watch)
+        let block = self.block(layer, rule)?;
+        let Weights { tensors, adapter_scale } = &block.weights;
+        let tensors = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect();
+        self.forward_block(layer, &Weights { tensors, adapter_scale: *adapter_scale }, lengths, x, watch)
     }
 
     /// Runs a block so that gradients find back through it.
     fn graph(&self, layer: usize, lengths: &[usize], input: Tensor, rule: &Rule) -> Result<Graph> {
-        let (weights, wanted) = self.block(layer, rule)?;
-        let output = self.forward_block(layer, &weights, lengths, &input, &|_, _| Ok(()))?;
-        Ok(Graph { input, weights, wanted, output })
+        let block = self.block(layer, rule)?;
+        let output = self.forward_block(layer, &block.weights, lengths, &input, &|_, _| Ok(()))?;
+        Ok(Graph { input, block, output })
     }
 
-    /// From the gradient of a block's output to those of the parameters, and of the input if it wants one.
-    fn back(&self, graph: Graph, dy: &Tensor, rule: &Rule) -> Result<(Tensors, Option<Tensor>)> {
+    /// From the gradient of a block's output to those of its tensors, and of the input if it wants one.
+    fn back(graph: &Graph, dy: &Tensor) -> Result<(Tensors, Option<Tensor>)> {
         let mut store = (&graph.output * dy)?.sum_all()?.backward()?;
         let mut of_block = Tensors::new();
-        for name in graph.wanted {
-            if let Some(gradient) = store.remove(&graph.weights.tensors[&name]) {
-                of_block.insert(name, gradient.to_dtype(DType::F32)?);
+        for name in &graph.block.wanted {
+            if let Some(gradient) = store.remove(&graph.block.weights.tensors[name]) {
+                of_block.insert(name.clone(), gradient.to_dtype(DType::F32)?);
             }
         }
-        Ok((self.parameter_gradients(of_block, rule)?, store.remove(&graph.input)))
+        Ok((of_block, store.remove(&graph.input)))
     }
 
     /// The stream before the first block, `[T, H]`.
@@ -258,7 +284,8 @@ impl Student {
         Ok(tensor(&hidden.transposed(), &self.device)?.to_dtype(self.dtype)?)
     }
 
-    /// What a batch loses and the gradients of all parameters, as its shares of a step with so many answers and tokens.
+    /// What a batch loses and the gradients of all blocks' tensors, as its shares of a step with so many answers and tokens; with
+    /// `recompute` those of the parameters, of which adapters have fewer.
     fn gradients(
         &self,
         batch: &MicroBatch,
@@ -299,8 +326,8 @@ impl Student {
             {
                 dx = add_square_head(&graph.output, target, loss, share / layers as f64, &dx, &mut losses)?;
             }
-            let (of_block, of_input) = self.back(graph, &dx, rule)?;
-            gradients.extend(of_block);
+            let (of_block, of_input) = Self::back(&graph, &dx)?;
+            gradients.extend(if self.recompute { self.parameter_gradients(of_block, rule)? } else { of_block });
             if let Some(of_input) = of_input {
                 dx = of_input;
             }
@@ -311,6 +338,9 @@ impl Student {
     /// The same of all batches of a step, which run side by side.
     pub(crate) fn step(&mut self, batches: &[MicroBatch], rule: &Rule, loss: &Loss) -> Result<(Losses, Tensors)> {
         self.draw(rule, "")?;
+        if !self.recompute {
+            self.make_ready(0..self.config.blocks().layers, rule)?;
+        }
         let tokens: usize = batches.iter().flat_map(|batch| &batch.lengths).sum();
         let answers: usize = match self.config {
             Config::Decoder(_) => {
@@ -328,6 +358,10 @@ impl Student {
                 losses += of_batch;
                 add(&mut sum, gradients)?;
             }
+        }
+        if !self.recompute {
+            self.ready.clear();
+            sum = self.parameter_gradients(sum, rule)?;
         }
         for layer in self.layers.values().filter(|_| rule.sparse && rule.decay != 0.0) {
             let name = layer.spec.weight();
@@ -357,12 +391,13 @@ impl Student {
     /// How far a block's outputs are from their targets, as SquareHead has it, the mean over some parts; and the gradients.
     pub(crate) fn block_step(&mut self, layer: usize, parts: &[&Part], rule: &Rule) -> Result<(f64, Tensors)> {
         self.draw(rule, &format!("{}.", self.config.blocks().block_name(layer)))?;
+        self.make_ready(layer..layer + 1, rule)?;
         let (loss, share) = (Loss { squarehead: 1.0, ..Loss::default() }, (parts.len() as f64).recip());
         let of_part = |part: &&Part| -> Result<(f64, Tensors)> {
             let graph = self.graph(layer, &part.lengths, self.stream(&part.input)?, rule)?;
             let (nothing, mut losses) = (graph.output.zeros_like()?.detach(), Losses::default());
             let dy = add_square_head(&graph.output, &part.target, &loss, share, &nothing, &mut losses)?;
-            Ok((losses.total, self.back(graph, &dy, rule)?.0))
+            Ok((losses.total, Self::back(&graph, &dy)?.0))
         };
         let (mut lost, mut sum) = (0.0, Tensors::new());
         for part in parts.par_iter().map(of_part).collect::<Vec<_>>() {
@@ -370,7 +405,8 @@ impl Student {
             lost += of_part;
             add(&mut sum, gradients)?;
         }
-        Ok((lost, sum))
+        self.ready.clear();
+        Ok((lost, self.parameter_gradients(sum, rule)?))
     }
 }
 

@@ -270,8 +270,10 @@ impl Trainer {
     }
 
     /// What is trained, to average with that of another training of the same recipe from the same start.
-    pub fn parameters(&self) -> Parameters {
-        Parameters(self.student.parameters.clone())
+    pub fn parameters(&self) -> Result<Parameters> {
+        // Steps change them in place.
+        let copied = self.student.parameters.iter().map(|(name, tensor)| Ok((name.clone(), tensor.copy()?)));
+        Ok(Parameters(copied.collect::<Result<_>>()?))
     }
 
     /// Takes the mean of several trainings (Zimmer et al., arXiv 2306.16788): masks must not have moved in any.

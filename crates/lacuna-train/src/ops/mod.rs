@@ -3,6 +3,7 @@
 //! hold one against the other and both against finite differences.
 
 mod activation;
+mod adam;
 mod attention;
 mod linear;
 mod norm;
@@ -10,6 +11,7 @@ mod norm;
 use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor};
 
 pub(crate) use activation::{activate, gate_by};
+pub(crate) use adam::{Advance, Follow};
 pub(crate) use attention::{Sequences, attend};
 pub(crate) use linear::{linear, linear_back};
 pub(crate) use norm::{layer_norm, rms_norm};
@@ -23,6 +25,15 @@ fn on_cpu(tensors: &[&Tensor]) -> bool {
 fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let (start, end) = layout.contiguous_offsets().expect("operations are given contiguous tensors");
     Ok(&storage.as_slice::<f32>()?[start..end])
+}
+
+/// The same of one that changes in place.
+fn floats_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    let (start, end) = layout.contiguous_offsets().expect("operations are given contiguous tensors");
+    match storage {
+        CpuStorage::F32(values) => Ok(&mut values[start..end]),
+        _ => candle_core::bail!("values of another type"),
+    }
 }
 
 /// Shows the values of a tensor of f32 on a CPU.
@@ -48,7 +59,7 @@ pub(crate) mod tests {
         Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
     }
 
-    fn values(tensor: &Tensor) -> Vec<f32> {
+    pub(crate) fn values(tensor: &Tensor) -> Vec<f32> {
         tensor.flatten_all().unwrap().to_vec1().unwrap()
     }
 
@@ -96,7 +107,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
+    pub(crate) fn close(got: &[f32], want: &[f32], tolerance: f32, what: &str) {
         assert_eq!(got.len(), want.len(), "{what}");
         for (i, (a, b)) in got.iter().zip(want).enumerate() {
             assert!((a - b).abs() <= tolerance * (1.0 + b.abs()), "{what}: at {i} {a}, not {b}");

@@ -20,8 +20,9 @@ use crate::UsageError;
 use crate::calibrate::checked_length;
 use crate::text::{read_documents, read_sentences};
 
-/// Tokens that run through the model together on one thread.
-const MICRO_TOKENS: usize = 1024;
+/// Tokens that run through the model together on one thread, at least and at most: an eighth of a step's, so that small steps
+/// have work for several threads too.
+const MICRO_TOKENS: [usize; 2] = [256, 1024];
 
 /// Texts that are generated side by side.
 const GENERATED_TOGETHER: usize = 32;
@@ -160,7 +161,9 @@ impl<'a> Data<'a> {
             let (hidden, lengths) = self.config.embed(self.checkpoint, &inputs)?;
             Ok(MicroBatch::new(hidden, lengths, targets.concat()))
         };
-        runs(&lengths, MICRO_TOKENS).iter().map(batch).collect()
+        let [least, most] = MICRO_TOKENS;
+        let limit = (lengths.iter().sum::<usize>() / 8).clamp(least, most);
+        runs(&lengths, limit).iter().map(batch).collect()
     }
 
     /// Of a decoder, each token's next one.

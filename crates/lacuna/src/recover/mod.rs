@@ -199,7 +199,7 @@ impl Job {
             let state = work.join(format!("state-{cook}"));
             let (trained, resumed) = self.train(&mut trainer, &data, &state, cook, &mut log, bar)?;
             (tokens, resumed_step) = (tokens + trained, resumed_step + resumed);
-            cooks.push(trainer.parameters());
+            cooks.push(trainer.parameters()?);
         }
         if cooks.len() > 1 {
             trainer.average(&cooks)?;
