@@ -14,7 +14,7 @@ use crate::layer::Layer;
 const PAIRS: [[usize; 2]; 6] = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]];
 
 /// How much likelier than the others a pair is that the first mask keeps, as a logit.
-const PRIOR: f32 = 0.01;
+const PRIOR: f32 = 0.06;
 
 /// Name of a layer's logits, `[R, 6·G]` in the order of packed rows.
 pub(crate) fn logits_name(layer: &str) -> String {

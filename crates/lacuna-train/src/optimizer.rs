@@ -16,7 +16,7 @@ pub(crate) type Tensors = BTreeMap<String, Tensor>;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Optimizer {
-    /// highest learning rate
+    /// highest learning rate, in units of a tensor's size: 0.01 moves its values by up to a hundredth of their root mean square a step
     pub lr: f64,
     /// share of the steps in which it rises from 0
     #[serde(default)]
@@ -45,6 +45,16 @@ fn clip() -> f64 {
 
 const EPS: f64 = 1e-8;
 
+/// What tensors whose values are nearly 0 count as.
+const LEAST_SIZE: f64 = 1e-3;
+
+/// The root mean square of a tensor's values: steps are relative to it as those of Adafactor are (Shazeer & Stern, arXiv
+/// 1804.04235, section 8), so that one learning rate suits layers and checkpoints whose weights differ in size.
+pub(crate) fn size(tensor: &Tensor) -> Result<f64> {
+    let mean = tensor.sqr()?.mean_all()?.to_scalar::<f32>()?;
+    Ok(f64::from(mean).sqrt().max(LEAST_SIZE))
+}
+
 impl Optimizer {
     /// Learning rate of a step.
     pub fn rate(&self, step: usize, steps: usize) -> f64 {
@@ -61,6 +71,8 @@ impl Optimizer {
 /// First and second moments of the gradients.
 #[derive(Default)]
 pub(crate) struct Moments {
+    /// what steps of a parameter are relative to; 1 for those that are not here
+    pub(crate) sizes: BTreeMap<String, f64>,
     pub(crate) first: Tensors,
     pub(crate) second: Tensors,
     /// updates of each so far
@@ -90,16 +102,17 @@ impl Moments {
         let (c1, c2) = (correction(b1, self.updates[0]), correction(b2, self.updates[1]).sqrt());
         let mean = Follow { keep: b1, rate: scale * (1.0 - b1), squared: false };
         let mean_square = Follow { keep: b2, rate: scale * scale * (1.0 - b2), squared: true };
-        let move_one = |parameter: &mut Tensor, gradient: &Tensor, moments: &mut [Tensor; 2]| -> Result<()> {
-            let [first, second] = moments;
-            mean.apply(first, gradient)?;
-            if !steady {
-                mean_square.apply(second, gradient)?;
-            }
-            // (m / c₁) / (√(v / c₂²) + ε)
-            let keep = if parameter.rank() > 1 { 1.0 - lr * settings.weight_decay } else { 1.0 };
-            Ok(Advance { keep, rate: lr * c2 / c1, eps: EPS * c2 }.apply(parameter, first, second)?)
-        };
+        let move_one =
+            |name: &str, parameter: &mut Tensor, gradient: &Tensor, moments: &mut [Tensor; 2]| -> Result<()> {
+                let ([first, second], size) = (moments, self.sizes.get(name).copied().unwrap_or(1.0));
+                mean.apply(first, gradient)?;
+                if !steady {
+                    mean_square.apply(second, gradient)?;
+                }
+                // (m / c₁) / (√(v / c₂²) + ε)
+                let keep = if parameter.rank() > 1 { 1.0 - lr * settings.weight_decay } else { 1.0 };
+                Ok(Advance { keep, rate: lr * size * c2 / c1, eps: EPS * c2 }.apply(parameter, first, second)?)
+            };
         let mut moves = vec![];
         for (name, parameter) in parameters {
             let Some(gradient) = gradients.get(name) else { continue };
@@ -109,7 +122,7 @@ impl Moments {
         }
         moves
             .par_iter_mut()
-            .try_for_each(|(_, parameter, gradient, moments)| move_one(parameter, gradient, moments))?;
+            .try_for_each(|(name, parameter, gradient, moments)| move_one(name, parameter, gradient, moments))?;
         for (name, _, _, [first, second]) in moves {
             self.first.insert(name.clone(), first);
             self.second.insert(name.clone(), second);
@@ -174,5 +187,24 @@ mod tests {
         }
         assert_eq!(second[0].to_bits(), second[1].to_bits());
         assert!(second[2] > second[1], "{second:?}");
+    }
+
+    #[test]
+    fn steps_are_relative_to_sizes() {
+        let settings = Optimizer { lr: 0.1, warmup: 0.0, last: 0.0, betas: betas(), weight_decay: 0.0, clip: 10.0 };
+        let tensor = |value: f32| Tensor::from_slice(&[value, -value], (1, 2), &Device::Cpu).unwrap();
+        let mut parameters = Tensors::from([("small".to_owned(), tensor(0.5)), ("large".to_owned(), tensor(40.0))]);
+        let gradients = parameters.keys().map(|name| (name.clone(), tensor(1.0))).collect();
+        let sizes = parameters.iter().map(|(name, tensor)| (name.clone(), size(tensor).unwrap())).collect();
+        let mut moments = Moments { sizes, ..Moments::default() };
+        moments.update(&mut parameters, &gradients, &settings, 0.1, false).unwrap();
+        for (name, start) in [("small", 0.5), ("large", 40.0)] {
+            let moved: Vec<f32> = parameters[name].flatten_all().unwrap().to_vec1().unwrap();
+            assert!(
+                (moved[0] / start - 0.9).abs() < 1e-5 && (moved[1] / start + 0.9).abs() < 1e-5,
+                "{name}: {moved:?}"
+            );
+        }
+        assert!((size(&tensor(0.0)).unwrap() - LEAST_SIZE).abs() < 1e-12);
     }
 }

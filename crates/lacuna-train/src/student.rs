@@ -101,7 +101,7 @@ impl Student {
     }
 
     /// The weight of a pruned layer without adapters, before its mask.
-    fn weight(&self, layer: &str) -> Result<Tensor> {
+    pub(crate) fn weight(&self, layer: &str) -> Result<Tensor> {
         let frozen = self.layers[layer].frozen_weight(&self.device);
         frozen.unwrap_or_else(|| Ok(self.tensor(&format!("{layer}.weight")).clone()))
     }

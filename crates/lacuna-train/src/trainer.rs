@@ -16,7 +16,7 @@ use crate::drawn::{likeliest, logits_name, prior};
 use crate::layer::{Layer, Moved, Rule, matrix};
 use crate::loss::Losses;
 use crate::ops::with_floats;
-use crate::optimizer::{Moments, Tensors};
+use crate::optimizer::{Moments, Tensors, size};
 use crate::recipe::{Masks, Recipe, Start, Trains};
 use crate::student::{Part, Student};
 use crate::{Error, MicroBatch, Result};
@@ -100,7 +100,15 @@ impl Trainer {
         let dtype = if bf16 { DType::BF16 } else { DType::F32 };
         let mut student = Student::new(pruned, config, layers, latent, recipe.trains, dtype, recompute)?;
         make_parameters(&mut student, recipe, seed)?;
-        Ok(Self { student, moments: Moments::default(), step: 0, recipe: recipe.clone(), steps, seed })
+        let sizes = sizes(&student)?;
+        Ok(Self {
+            student,
+            moments: Moments { sizes, ..Moments::default() },
+            step: 0,
+            recipe: recipe.clone(),
+            steps,
+            seed,
+        })
     }
 
     /// Steps done.
@@ -343,6 +351,28 @@ pub(crate) fn make_parameters(student: &mut Student, recipe: &Recipe, seed: u64)
         }
     }
     Ok(())
+}
+
+/// What steps of each parameter are relative to: the size of its values, and of what training adds, one that is comparable.
+fn sizes(student: &Student) -> Result<BTreeMap<String, f64>> {
+    let parameters = student.parameters.iter();
+    let mut sizes: BTreeMap<_, _> =
+        parameters.map(|(name, tensor)| Ok((name.clone(), size(tensor)?))).collect::<Result<_>>()?;
+    for name in student.layers.keys() {
+        match student.trains {
+            Trains::Weights => {}
+            // With entries of this size in B, which begins as zeros, `alpha / rank · B·A` is as large as the weight.
+            Trains::Adapters { rank, alpha, .. } => {
+                let [a, b] = adapter_names(name);
+                let one = sizes[&a] * alpha / (rank as f64).sqrt();
+                sizes.insert(b, size(&student.weight(name)?)? / one);
+            }
+            Trains::Masks | Trains::MasksAndWeights => {
+                sizes.insert(logits_name(name), 1.0);
+            }
+        }
+    }
+    Ok(sizes)
 }
 
 /// `Σ_t x²` of each feature of `x[T, K]`.
