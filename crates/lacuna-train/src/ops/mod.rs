@@ -1,6 +1,6 @@
 //! Differentiable operations on token-major activations, `[T, features]`. Each is written with candle's own operations, for
 //! any device and type, and most once more for f32 on a CPU, where candle's take several passes over memory; the tests
-//! hold one against the other and both against finite differences.
+//! hold one against the other and both against finite differences. Beside them, in place, what AdamW does to parameters.
 
 mod activation;
 mod adam;
