@@ -141,7 +141,6 @@ impl Student {
 
     /// Makes blocks ready for all batches of a step.
     fn make_ready(&mut self, blocks: Range<usize>, rule: &Rule) -> Result<()> {
-        self.ready.clear();
         let made = blocks.into_par_iter().map(|block| Ok((block, self.block(block, rule)?)));
         self.ready = made.collect::<Result<_>>()?;
         Ok(())

@@ -41,7 +41,7 @@ pub(super) struct Args {
     /// Tokens of a sample [default: the model's context, at most 512]
     #[arg(long, value_name = "N")]
     length: Option<usize>,
-    /// Highest learning rate [default: the recipe's]
+    /// Highest learning rate, relative to the size of each tensor's values [default: the recipe's]
     #[arg(long, value_name = "RATE")]
     lr: Option<f64>,
     /// Round activations and the weights that meet them to bfloat16
