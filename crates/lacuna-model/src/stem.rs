@@ -51,6 +51,14 @@ impl Config {
         })
     }
 
+    /// Name of the tensor that holds a decoder's token embeddings, `[vocab_size, hidden_size]`.
+    pub fn token_embeddings(&self, checkpoint: &Checkpoint) -> Result<Option<&'static str>> {
+        match self {
+            Self::Decoder(config) => Ok(Some(decoder::embedding_name(checkpoint, config)?)),
+            Self::Text(_) | Self::Vision(_) => Ok(None),
+        }
+    }
+
     /// The linear layers behind the blocks that have a weight of their own in this checkpoint.
     pub fn heads(&self, checkpoint: &Checkpoint) -> Vec<LinearSpec> {
         match self {

@@ -1,15 +1,18 @@
-//! What comes behind the last block, frozen: answers and the gradient of what they lost.
+//! What comes behind the last block: answers and the gradients of what they lost.
 
 use std::ops::Range;
 
+use std::collections::BTreeSet;
+
 use candle_core::{DType, Device, Tensor, Var};
 use lacuna_format::Checkpoint;
-use lacuna_model::{Config, PoolingKind};
+use lacuna_model::{Config, HeadSource, PoolingKind};
 
 use crate::block::{Weights, apply_norm};
 use crate::layer::tensor;
 use crate::loss::{Loss, Losses, of_logits};
-use crate::ops::{linear, linear_back, with_floats};
+use crate::ops::{linear, linear_back, linear_weight_back, with_floats};
+use crate::optimizer::Tensors;
 use crate::{Error, MicroBatch, Result};
 
 /// Logits that are held at once at most.
@@ -18,92 +21,120 @@ const HELD_LOGITS: usize = 1 << 19;
 /// A target that asks for nothing.
 pub const NO_TARGET: u32 = u32::MAX;
 
-/// The last norm and the heads, or the pooling.
+/// The last norm and the heads, or the pooling; their tensors are the student's.
 pub(crate) struct Ending {
     config: Config,
-    weights: Weights,
     norm: Option<String>,
     heads: Vec<Head>,
+    /// names of those that may be trained: all but what is packed
+    pub(crate) trainable: BTreeSet<String>,
 }
 
-/// `[R, H]`, and `[R]`
+/// Names of `[R, H]`, and `[R]`.
 struct Head {
-    weight: Tensor,
-    bias: Option<Tensor>,
+    weight: String,
+    bias: Option<String>,
+}
+
+/// The tensors outside the blocks as a step sees them.
+pub(crate) struct Ends {
+    pub(crate) weights: Weights,
+    /// names of those that want a gradient
+    pub(crate) wanted: BTreeSet<String>,
 }
 
 impl Ending {
-    pub(crate) fn load(checkpoint: &Checkpoint, config: &Config, device: &Device) -> Result<Self> {
+    /// Reads it, and its tensors to where those are that stay as they are.
+    pub(crate) fn load(checkpoint: &Checkpoint, config: &Config, device: &Device, frozen: &mut Tensors) -> Result<Self> {
         let hidden = config.blocks().hidden_size;
         let (norm, sources) = config.ending(checkpoint)?;
-        let mut weights = Weights { tensors: std::collections::BTreeMap::new(), adapter_scale: 0.0 };
+        let mut trainable = BTreeSet::new();
         let parts = ["weight", "bias"].map(|part| norm.as_ref().map(|norm| format!("{norm}.{part}")));
         for name in parts.into_iter().flatten().filter(|name| checkpoint.has(name)) {
-            weights
-                .tensors
-                .insert(name.clone(), Tensor::from_vec(checkpoint.floats(&name, &[hidden])?, hidden, device)?);
+            frozen.insert(name.clone(), Tensor::from_vec(checkpoint.floats(&name, &[hidden])?, hidden, device)?);
+            trainable.insert(name);
         }
-        let load = |source: &lacuna_model::HeadSource| -> Result<Head> {
-            let [rows, cols] = source.shape;
-            let layer = source.weight.trim_end_matches(".weight");
-            let matrix = match checkpoint.packed(layer)? {
+        let mut heads = vec![];
+        for HeadSource { weight, shape: [rows, cols], bias } in sources {
+            let matrix = match checkpoint.packed(weight.trim_end_matches(".weight"))? {
                 Some(packed) => packed.unpack(),
-                None => checkpoint.matrix(&source.weight, rows, cols)?,
+                None => {
+                    trainable.insert(weight.clone());
+                    checkpoint.matrix(&weight, rows, cols)?
+                }
             };
-            let bias = source.bias.as_ref().map(|bias| checkpoint.floats(bias, &[rows])).transpose()?;
-            let bias = bias.map(|bias| Tensor::from_vec(bias, rows, device)).transpose()?;
-            Ok(Head { weight: tensor(&matrix, device)?, bias })
-        };
-        let heads = sources.iter().map(load).collect::<Result<_>>()?;
+            frozen.insert(weight.clone(), tensor(&matrix, device)?);
+            if let Some(bias) = &bias {
+                frozen.insert(bias.clone(), Tensor::from_vec(checkpoint.floats(bias, &[rows])?, rows, device)?);
+                trainable.insert(bias.clone());
+            }
+            heads.push(Head { weight, bias });
+        }
         if let Config::Text(text) = config
             && text.pooling.kind == PoolingKind::Max
         {
             return Err(Error::Settings("pooling by the maximum is not supported in training".to_owned()));
         }
-        Ok(Self { config: config.clone(), weights, norm, heads })
+        Ok(Self { config: config.clone(), norm, heads, trainable })
     }
 
-    /// What the answers to a batch lost, as its share of a step with so many, and the gradient of the stream `hidden[T, H]`.
+    /// Names of all its tensors.
+    pub(crate) fn names(&self) -> impl Iterator<Item = String> {
+        let norm = self.norm.iter().flat_map(|norm| ["weight", "bias"].map(|part| format!("{norm}.{part}")));
+        norm.chain(self.heads.iter().flat_map(|head| std::iter::once(&head.weight).chain(&head.bias).cloned()))
+    }
+
+    /// What the answers to a batch lost, as its share of a step with so many, and the gradients of the stream `hidden[T, H]` and
+    /// of the tensors of `ends` that want one.
     pub(crate) fn lose(
         &self,
+        ends: &Ends,
         loss: &Loss,
         batch: &MicroBatch,
         hidden: &Tensor,
         answers: usize,
-    ) -> Result<(Losses, Tensor)> {
-        let mut asked = Asked { loss, batch, share: (answers as f64).recip(), losses: Losses::default() };
+    ) -> Result<(Losses, Tensor, Tensors)> {
+        let mut asked = Asked { ends, loss, batch, share: (answers as f64).recip(), losses: Losses::default() };
         let stream = Var::from_tensor(&hidden.to_dtype(DType::F32)?)?;
-        let gradient = match &self.config {
+        let (gradient, of_ends) = match &self.config {
             Config::Decoder(_) => self.next_tokens(&mut asked, &stream)?,
             Config::Vision(_) => self.classes(&mut asked, &stream)?,
             Config::Text(_) => self.vectors(&mut asked, &stream)?,
         };
-        Ok((asked.losses, gradient.to_dtype(hidden.dtype())?))
+        Ok((asked.losses, gradient.to_dtype(hidden.dtype())?, of_ends))
     }
 
-    fn normed(&self, x: &Tensor) -> Result<Tensor> {
+    fn normed(&self, ends: &Ends, x: &Tensor) -> Result<Tensor> {
         match &self.norm {
-            Some(norm) => apply_norm(self.config.blocks(), &self.weights, norm, x),
+            Some(norm) => apply_norm(self.config.blocks(), &ends.weights, norm, x),
             None => Ok(x.clone()),
         }
     }
 
-    fn next_tokens(&self, asked: &mut Asked, stream: &Var) -> Result<Tensor> {
-        let batch = asked.batch;
-        let normed = self.normed(stream)?;
-        let head = &self.heads[0];
-        let (tokens, vocab) = (normed.dim(0)?, head.weight.dim(0)?);
-        let held = (HELD_LOGITS / vocab).max(1);
-        let mut gradients = vec![];
+    fn next_tokens(&self, asked: &mut Asked, stream: &Var) -> Result<(Tensor, Tensors)> {
+        let Asked { ends, batch, .. } = *asked;
+        let (normed, name) = (self.normed(ends, stream)?, &self.heads[0].weight);
+        let head = ends.weights.get(name)?.detach();
+        let (tokens, (vocab, hidden), trained) = (normed.dim(0)?, head.dims2()?, ends.wanted.contains(name));
+        // The gradient of a head is as large as so many logits: in smaller pieces, adding it up would take longer than they do.
+        let held = (HELD_LOGITS / vocab).max(if trained { hidden } else { 1 });
+        let (mut gradients, mut of_head) = (vec![], None);
         for first in (0..tokens).step_by(held) {
             let count = held.min(tokens - first);
-            let logits = linear(&normed.narrow(0, first, count)?.detach(), &head.weight)?;
+            let part = normed.narrow(0, first, count)?.detach();
+            let logits = linear(&part, &head)?;
             let teacher = asked.teacher(first..first + count);
             let targets = batch.targets.get(first..first + count);
             let gradient = asked.of_rows(&logits, teacher.as_deref(), targets)?;
-            gradients.push(linear_back(&gradient, &head.weight)?);
+            gradients.push(linear_back(&gradient, &head)?);
+            if trained {
+                let of_part = linear_weight_back(&gradient, &part)?;
+                of_head = Some(of_head.map_or(Ok(of_part.clone()), |sum: Tensor| sum + of_part)?);
+            }
         }
-        pull_back(&normed, &Tensor::cat(&gradients, 0)?, stream)
+        let (of_stream, mut of_ends) = pull_back(&normed, &Tensor::cat(&gradients, 0)?, stream, ends)?;
+        of_ends.extend(of_head.map(|of_head| (name.clone(), of_head)));
+        Ok((of_stream, of_ends))
     }
 
     /// The rows of tokens that are picked, by a matrix of shares `[answers, T]`.
@@ -122,14 +153,14 @@ impl Ending {
         Ok(linear(&shares, &stream.t()?)?)
     }
 
-    fn classes(&self, asked: &mut Asked, stream: &Var) -> Result<Tensor> {
-        let batch = asked.batch;
+    fn classes(&self, asked: &mut Asked, stream: &Var) -> Result<(Tensor, Tensors)> {
+        let Asked { ends, batch, .. } = *asked;
         let mut sum: Option<Tensor> = None;
         for (token, head) in self.heads.iter().enumerate() {
             let picked = Self::picked(stream, batch, |i, _| if i == token { 1.0 } else { 0.0 })?;
-            let mut logits = linear(&self.normed(&picked)?, &head.weight)?;
+            let mut logits = linear(&self.normed(ends, &picked)?, ends.weights.get(&head.weight)?)?;
             if let Some(bias) = &head.bias {
-                logits = logits.broadcast_add(bias)?;
+                logits = logits.broadcast_add(ends.weights.get(bias)?)?;
             }
             sum = Some(sum.map_or(Ok(logits.clone()), |sum| sum + &logits)?);
         }
@@ -139,14 +170,14 @@ impl Ending {
         let logits = (sum * (self.heads.len() as f64).recip())?;
         let teacher = asked.teacher(0..batch.lengths.len());
         let gradient = asked.of_rows(&logits.detach(), teacher.as_deref(), Some(&batch.targets))?;
-        pull_back(&logits, &gradient, stream)
+        pull_back(&logits, &gradient, stream, ends)
     }
 
-    fn vectors(&self, asked: &mut Asked, stream: &Var) -> Result<Tensor> {
+    fn vectors(&self, asked: &mut Asked, stream: &Var) -> Result<(Tensor, Tensors)> {
         let batch = asked.batch;
         let Config::Text(config) = &self.config else { unreachable!("vectors are a text encoder's") };
         let Some(teacher) = asked.teacher(0..batch.lengths.len()) else {
-            return Ok(stream.zeros_like()?);
+            return Ok((stream.zeros_like()?, Tensors::new()));
         };
         let pooled = Self::picked(stream, batch, |i, len| match config.pooling.kind {
             PoolingKind::Mean | PoolingKind::MeanSqrtLen | PoolingKind::Max => (len as f32).recip(),
@@ -160,12 +191,13 @@ impl Ending {
         let (weight, value) = (asked.loss.cosine, asked.share * f64::from(lost.to_scalar::<f32>()?));
         asked.losses += Losses { cosine: value, total: weight * value, ..Losses::default() };
         let weight = Tensor::full((asked.share * weight) as f32, (), stream.device())?;
-        pull_back(&lost, &weight, stream)
+        pull_back(&lost, &weight, stream, asked.ends)
     }
 }
 
 /// What a batch is asked, and what its answers lost so far.
 struct Asked<'a> {
+    ends: &'a Ends,
     loss: &'a Loss,
     batch: &'a MicroBatch,
     /// of an answer in its step
@@ -192,8 +224,14 @@ impl Asked<'_> {
     }
 }
 
-/// The gradient of `x` where `y`, made of it, has the gradient `dy`.
-fn pull_back(y: &Tensor, dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+/// The gradients of `x` and of what is wanted of `ends` where `y`, made of them, has the gradient `dy`.
+fn pull_back(y: &Tensor, dy: &Tensor, x: &Tensor, ends: &Ends) -> Result<(Tensor, Tensors)> {
     let mut gradients = (y * dy)?.sum_all()?.backward()?;
-    Ok(gradients.remove(x).map_or_else(|| x.zeros_like(), Ok)?)
+    let mut of_ends = Tensors::new();
+    for name in &ends.wanted {
+        if let Some(gradient) = gradients.remove(ends.weights.get(name)?) {
+            of_ends.insert(name.clone(), gradient);
+        }
+    }
+    Ok((gradients.remove(x).map_or_else(|| x.zeros_like(), Ok)?, of_ends))
 }

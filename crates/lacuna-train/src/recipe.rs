@@ -25,6 +25,9 @@ pub struct Recipe {
     /// whether norms and biases of the blocks are trained too
     #[serde(default)]
     pub norms: bool,
+    /// whether what stands outside the blocks is trained too: the last norm, heads that are not pruned, a decoder's token embeddings
+    #[serde(default)]
+    pub ends: bool,
     /// what dropped and kept weights are at the beginning
     #[serde(default)]
     pub start: Start,
@@ -163,6 +166,9 @@ impl Recipe {
         }
         if self.by == By::Block && (ce + kl + cosine > 0.0) {
             return Err("blocks are trained by the loss squarehead alone".to_owned());
+        }
+        if self.by == By::Block && self.ends {
+            return Err("ends are trained with the whole model, not by blocks".to_owned());
         }
         if temperature.is_nan() || temperature <= 0.0 {
             return Err(format!("temperature is {temperature}: it must be positive"));

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use crate::block::{Block, Watch, Weights, adapter_names};
 use crate::drawn::{Draw, Drawn, logits_name};
-use crate::ending::Ending;
+use crate::ending::{Ending, Ends};
 use crate::layer::{Layer, Rule, tensor};
 use crate::loss::{Loss, Losses, square_head};
 use crate::ops::{Sequences, with_floats};
@@ -33,7 +33,7 @@ pub(crate) struct Student {
     pub(crate) trains: Trains,
     /// the pruned layers by module name
     pub(crate) layers: BTreeMap<String, Layer>,
-    /// tensors of the blocks that stay as they are
+    /// tensors of the blocks and behind them that stay as they are
     pub(crate) frozen: Tensors,
     /// those that are trained
     pub(crate) parameters: Tensors,
@@ -42,6 +42,8 @@ pub(crate) struct Student {
     /// blocks as this step sees them, by number: those that all of its batches share
     ready: BTreeMap<usize, Arc<Ready>>,
     ending: Ending,
+    /// name of the token embeddings, where they are trained
+    embeddings: Option<String>,
 }
 
 /// The tensors of a block as a forward pass takes them.
@@ -49,6 +51,16 @@ struct Ready {
     weights: Weights,
     /// names of those that want a gradient
     wanted: BTreeSet<String>,
+}
+
+/// What batches of a step have in common.
+struct Task<'a> {
+    rule: &'a Rule,
+    loss: &'a Loss,
+    ends: Ends,
+    /// of all batches together
+    answers: usize,
+    tokens: usize,
 }
 
 /// A block that ran.
@@ -89,15 +101,28 @@ impl Student {
             let shape = (weight.rows(), weight.cols());
             frozen.insert(format!("{name}.weight"), Tensor::from_vec(weight.into_data(), shape, &device)?);
         }
-        let ending = Ending::load(checkpoint, config, &device)?;
+        let ending = Ending::load(checkpoint, config, &device, &mut frozen)?;
         let (config, parameters) = (config.clone(), Tensors::new());
         let (drawn, ready) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { config, device, dtype, recompute, trains, layers, frozen, parameters, drawn, ready, ending })
+        Ok(Self {
+            config,
+            device,
+            dtype,
+            recompute,
+            trains,
+            layers,
+            frozen,
+            parameters,
+            drawn,
+            ready,
+            ending,
+            embeddings: None,
+        })
     }
 
-    /// A tensor of a block, trained or not.
+    /// A tensor, trained or not.
     pub(crate) fn tensor(&self, name: &str) -> &Tensor {
-        self.parameters.get(name).or_else(|| self.frozen.get(name)).expect("tensors of all blocks are there")
+        self.parameters.get(name).or_else(|| self.frozen.get(name)).expect("all tensors are there")
     }
 
     /// The weight of a pruned layer without adapters, before its mask.
@@ -278,28 +303,21 @@ impl Student {
         Ok((of_block, store.remove(&graph.input)))
     }
 
-    /// The stream before the first block, `[T, H]`.
+    /// A stream, `[T, H]`.
     fn stream(&self, hidden: &Matrix) -> Result<Tensor> {
         Ok(tensor(&hidden.transposed(), &self.device)?.to_dtype(self.dtype)?)
     }
 
-    /// What a batch loses and the gradients of all blocks' tensors, as its shares of a step with so many answers and tokens; with
-    /// `recompute` those of the parameters, of which adapters have fewer.
-    fn gradients(
-        &self,
-        batch: &MicroBatch,
-        rule: &Rule,
-        loss: &Loss,
-        answers: usize,
-        tokens: usize,
-    ) -> Result<(Losses, Tensors)> {
+    /// What a batch loses and the gradients of all tensors, as its shares of a step; with `recompute` those of the parameters, of
+    /// which adapters have fewer.
+    fn gradients(&self, batch: &MicroBatch, task: &Task) -> Result<(Losses, Tensors)> {
+        let Task { rule, loss, ref ends, answers, tokens } = *task;
         let layers = self.config.blocks().layers;
         let graph = |layer: usize, x: &Tensor| -> Result<Graph> {
-            // Nothing before the first block is trained.
-            let input = if layer == 0 { x.clone() } else { Var::from_tensor(x)?.into_inner() };
+            let input = if layer == 0 && self.embeddings.is_none() { x.clone() } else { Var::from_tensor(x)?.into_inner() };
             self.graph(layer, &batch.lengths, input, rule)
         };
-        let mut x = self.stream(&batch.hidden)?;
+        let mut x = self.first_stream(batch)?;
         let (mut inputs, mut graphs) = (vec![], vec![]);
         for layer in 0..layers {
             if self.recompute {
@@ -311,8 +329,7 @@ impl Student {
                 graphs.push(graph);
             }
         }
-        let (mut losses, mut dx) = self.ending.lose(loss, batch, &x, answers)?;
-        let mut gradients = Tensors::new();
+        let (mut losses, mut dx, mut gradients) = self.ending.lose(ends, loss, batch, &x, answers)?;
         let share = batch.lengths.iter().sum::<usize>() as f64 / tokens as f64;
         for layer in (0..layers).rev() {
             let graph = if self.recompute {
@@ -330,6 +347,9 @@ impl Student {
             if let Some(of_input) = of_input {
                 dx = of_input;
             }
+        }
+        if let Some(name) = &self.embeddings {
+            add(&mut gradients, Tensors::from([(name.clone(), self.of_embeddings(name, batch, &dx)?)]))?;
         }
         Ok((losses, gradients))
     }
@@ -349,9 +369,10 @@ impl Student {
         };
         let threads = rayon::current_num_threads();
         let (mut losses, mut sum) = (Losses::default(), Tensors::new());
+        let task = Task { rule, loss, ends: self.ends()?, answers: answers.max(1), tokens: tokens.max(1) };
         // As many at a time as there are threads, added in order: the result does not depend on who is first.
         for some in batches.chunks(threads.max(1)) {
-            let parts = some.par_iter().map(|batch| self.gradients(batch, rule, loss, answers.max(1), tokens.max(1)));
+            let parts = some.par_iter().map(|batch| self.gradients(batch, &task));
             for part in parts.collect::<Vec<_>>() {
                 let (of_batch, gradients) = part?;
                 losses += of_batch;
@@ -375,7 +396,7 @@ impl Student {
 
     /// What the stream is behind the last block, `[T, H]`, with each layer's input shown on the way.
     pub(crate) fn forward(&self, batch: &MicroBatch, rule: &Rule, watch: &Watch) -> Result<Tensor> {
-        let mut x = self.stream(&batch.hidden)?;
+        let mut x = self.first_stream(batch)?;
         for layer in 0..self.config.blocks().layers {
             x = self.run(layer, &batch.lengths, &x, rule, watch)?;
         }
@@ -449,5 +470,6 @@ fn add_square_head(
     Ok(Tensor::from_vec(gradient, dx.shape(), dx.device())?.to_dtype(dtype)?)
 }
 
+mod ends;
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,8 @@ use crate::loss::Loss;
 pub struct MicroBatch {
     /// what the first block sees, `[H, T]`
     pub hidden: Matrix,
+    /// the tokens that this is made of, where it is made of tokens
+    pub tokens: Vec<u32>,
     /// tokens of each sequence
     pub lengths: Vec<usize>,
     /// of a decoder each token's next one, of a classifier each image's class; [`crate::NO_TARGET`] for none
@@ -33,8 +35,8 @@ struct Lesson {
 
 impl MicroBatch {
     /// Without a teacher so far.
-    pub fn new(hidden: Matrix, lengths: Vec<usize>, targets: Vec<u32>) -> Self {
-        Self { hidden, lengths, targets, lesson: None }
+    pub fn new(hidden: Matrix, tokens: Vec<u32>, lengths: Vec<usize>, targets: Vec<u32>) -> Self {
+        Self { hidden, tokens, lengths, targets, lesson: None }
     }
 
     /// The stream of the dense model behind a block, `[H, T]`, if it was kept.

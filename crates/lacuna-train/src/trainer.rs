@@ -100,6 +100,9 @@ impl Trainer {
         let dtype = if bf16 { DType::BF16 } else { DType::F32 };
         let mut student = Student::new(pruned, config, layers, latent, recipe.trains, dtype, recompute)?;
         make_parameters(&mut student, recipe, seed)?;
+        if recipe.ends {
+            student.train_ends(pruned)?;
+        }
         let sizes = sizes(&student)?;
         Ok(Self {
             student,
@@ -256,10 +259,10 @@ impl Trainer {
         }))
     }
 
-    /// A norm or a bias, by the name of its tensor, if it was trained.
-    pub fn vector(&self, name: &str) -> Result<Option<Vec<f32>>> {
-        let vector = self.student.parameters.get(name).filter(|tensor| tensor.rank() == 1);
-        Ok(vector.map(Tensor::to_vec1).transpose()?)
+    /// The values of a tensor that is stored as it is, by its name, if it was trained.
+    pub fn values(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let values = |tensor: &Tensor| tensor.flatten_all()?.to_vec1();
+        Ok(self.student.parameters.get(name).map(values).transpose()?)
     }
 
     /// Adapters that stand beside their layers: module name, `A[rank, K]` and `B[R, rank]`.
@@ -319,7 +322,7 @@ fn weight_at_start(spec: &LinearSpec, packed: &Packed, dense: Option<&Checkpoint
 /// Moves what is trained from the frozen tensors to the parameters, and adds what is new.
 pub(crate) fn make_parameters(student: &mut Student, recipe: &Recipe, seed: u64) -> Result<()> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let Student { frozen, parameters, layers, device, .. } = student;
+    let Student { config, frozen, parameters, layers, device, .. } = student;
     for (name, layer) in &*layers {
         let weight = layer.spec.weight();
         if matches!(recipe.trains, Trains::Weights | Trains::MasksAndWeights) {
@@ -343,9 +346,9 @@ pub(crate) fn make_parameters(student: &mut Student, recipe: &Recipe, seed: u64)
         }
     }
     if recipe.norms {
-        let small: Vec<String> =
-            frozen.iter().filter(|(_, tensor)| tensor.rank() == 1).map(|(n, _)| n.clone()).collect();
-        for name in small {
+        let of_blocks = |name: &str| config.blocks().layer_of(name).is_some();
+        let small = frozen.iter().filter(|(name, tensor)| tensor.rank() == 1 && of_blocks(name));
+        for name in small.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             let tensor = frozen.remove(&name).expect("it is there");
             parameters.insert(name, tensor);
         }

@@ -46,6 +46,11 @@ fn every_family_in_training_is_the_family_that_runs() {
                 vec![Sample::Tokens(vec![1, 5, 9, 2, 7, 8, 4]), Sample::Tokens(vec![3, 8])]
             }
         };
+        let tokens = samples.iter().flat_map(|sample| match sample {
+            Sample::Tokens(tokens) => &tokens[..],
+            Sample::Pixels(_) => &[],
+        });
+        let tokens = tokens.copied().collect();
         let (mut hidden, lengths) = config.embed(&checkpoint, &samples).unwrap();
         let recipe = lacuna::recover::recipe("masked").unwrap();
         let setup = Setup {
@@ -58,8 +63,8 @@ fn every_family_in_training_is_the_family_that_runs() {
             bf16: false,
             recompute: false,
         };
-        let got =
-            Trainer::new(&setup).unwrap().stream(&MicroBatch::new(hidden.clone(), lengths.clone(), vec![])).unwrap();
+        let batch = MicroBatch::new(hidden.clone(), tokens, lengths.clone(), vec![]);
+        let got = Trainer::new(&setup).unwrap().stream(&batch).unwrap();
         for layer in 0..config.blocks().layers {
             let block = Block::load(&checkpoint, config.blocks(), layer, Execution::EXACT).unwrap();
             block.forward(&mut hidden, &Positions::whole(config.blocks(), &lengths), None, &mut |_, _| {});

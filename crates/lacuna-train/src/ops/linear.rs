@@ -21,6 +21,11 @@ pub(crate) fn linear_back(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
     dy.contiguous()?.detach().apply_op2_no_bwd(&weight.contiguous()?.detach(), &Product { transposed: [false, false] })
 }
 
+/// `dyᵀ·x`, what `W` of `x·Wᵀ` gets back, outside a graph.
+pub(crate) fn linear_weight_back(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
+    dy.contiguous()?.detach().apply_op2_no_bwd(&x.contiguous()?.detach(), &Product { transposed: [true, false] })
+}
+
 /// `op(A)·op(B)`, each as it is or transposed.
 struct Product {
     transposed: [bool; 2],

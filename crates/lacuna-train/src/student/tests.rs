@@ -19,7 +19,7 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn recipe(trains: Trains) -> Recipe {
-    let text = r#"{ "trains": "weights", "norms": true, "phases": [{ "masks": "fixed" }], "loss": { "kl": 1 }, "optimizer": { "lr": 1 } }"#;
+    let text = r#"{ "trains": "weights", "norms": true, "ends": true, "phases": [{ "masks": "fixed" }], "loss": { "kl": 1 }, "optimizer": { "lr": 1 } }"#;
     Recipe { trains, ..serde_json::from_str(text).unwrap() }
 }
 
@@ -40,6 +40,7 @@ fn student(checkpoint: &Checkpoint, config: &Config, trains: Trains, recompute: 
     }
     let mut student = Student::new(checkpoint, config, layers, latent, trains, DType::F32, recompute).unwrap();
     make_parameters(&mut student, &recipe(trains), 5).unwrap();
+    student.train_ends(checkpoint).unwrap();
     // An adapter's second half begins as zeros, where the first has no gradient.
     for (name, tensor) in &mut student.parameters {
         if name.ends_with("lora_B.weight") {
@@ -58,12 +59,17 @@ fn batch(checkpoint: &Checkpoint, config: &Config) -> MicroBatch {
         Config::Decoder(_) | Config::Text(_) => vec![Sample::Tokens(vec![1, 5, 9, 2, 7]), Sample::Tokens(vec![3, 8])],
     };
     let (hidden, lengths) = config.embed(checkpoint, &samples).unwrap();
+    let tokens = samples.iter().flat_map(|sample| match sample {
+        Sample::Tokens(tokens) => &tokens[..],
+        Sample::Pixels(_) => &[],
+    });
+    let tokens = tokens.copied().collect();
     let targets = match config {
         Config::Decoder(_) => vec![5, 9, 2, 7, NO_TARGET, 8, NO_TARGET],
         Config::Vision(_) => vec![0, 1],
         Config::Text(_) => vec![],
     };
-    MicroBatch::new(hidden, lengths, targets)
+    MicroBatch::new(hidden, tokens, lengths, targets)
 }
 
 fn check(name: &str, trains: Trains, rule: Rule, loss: Loss) {

@@ -159,7 +159,11 @@ impl<'a> Data<'a> {
         let batch = |run: &std::ops::Range<usize>| {
             let (inputs, targets): (Vec<Sample>, Vec<Vec<u32>>) = samples[run.clone()].iter().cloned().unzip();
             let (hidden, lengths) = self.config.embed(self.checkpoint, &inputs)?;
-            Ok(MicroBatch::new(hidden, lengths, targets.concat()))
+            let tokens = inputs.into_iter().flat_map(|input| match input {
+                Sample::Tokens(tokens) => tokens,
+                Sample::Pixels(_) => vec![],
+            });
+            Ok(MicroBatch::new(hidden, tokens.collect(), lengths, targets.concat()))
         };
         let [least, most] = MICRO_TOKENS;
         let limit = (lengths.iter().sum::<usize>() / 8).clamp(least, most);

@@ -31,6 +31,13 @@ pub(super) fn write(job: &Job, trainer: &Trainer, log: &Log, output: &Path) -> R
     }
     write_index(&staging, names.into_iter())?;
     let mut config = job.pruned.config().clone();
+    if job.options.recipe.ends
+        && let Some(embeddings) = job.config.token_embeddings(&job.pruned)?
+        && job.config.ending(&job.pruned)?.1.iter().any(|head| head.weight != embeddings)
+    {
+        // Trained apart, however alike they were.
+        config["tie_word_embeddings"] = json!(false);
+    }
     let recipe = &mut config[SPARSITY_KEY]["recipe"];
     let mut recovery = json!({
         "method": job.options.method,
@@ -68,7 +75,7 @@ fn write_shard(
     let (mut tensors, mut raw, mut pruned_layers) = (vec![], vec![], vec![]);
     for &name in names {
         let (layer, part) = name.rsplit_once('.').unwrap_or((name, ""));
-        if let Some(values) = trainer.vector(name)? {
+        if let Some(values) = trainer.values(name)? {
             let matrix = OutTensor::matrix(&Matrix::new(1, values.len(), values)?, pruned.dtype(name)?);
             let info = pruned.info(name)?;
             tensors.push((name.clone(), OutTensor::new(info.dtype, info.shape.clone(), matrix.data().to_vec())));

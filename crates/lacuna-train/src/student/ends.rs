@@ -1,0 +1,63 @@
+//! What is trained outside the blocks: token embeddings before them, the last norm and heads behind.
+
+use std::collections::BTreeSet;
+
+use candle_core::{DType, Tensor, Var};
+use lacuna_format::Checkpoint;
+
+use super::Student;
+use crate::block::Weights;
+use crate::ending::Ends;
+use crate::layer::tensor;
+use crate::optimizer::Tensors;
+use crate::{MicroBatch, Result};
+
+impl Student {
+    /// Makes parameters of all that is trained there.
+    pub(crate) fn train_ends(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        if let Some(name) = self.config.token_embeddings(checkpoint)? {
+            if !self.frozen.contains_key(name) {
+                let [rows, cols] = checkpoint.info(name)?.shape[..] else { unreachable!("its shape was checked") };
+                self.frozen.insert(name.to_owned(), tensor(&checkpoint.matrix(name, rows, cols)?, &self.device)?);
+            }
+            self.embeddings = Some(name.to_owned());
+        }
+        let names: BTreeSet<String> = self.ending.trainable.iter().chain(&self.embeddings).cloned().collect();
+        for name in names {
+            let tensor = self.frozen.remove(&name).expect("it was read");
+            self.parameters.insert(name, tensor);
+        }
+        Ok(())
+    }
+
+    /// The tensors behind the blocks as a step sees them.
+    pub(super) fn ends(&self) -> Result<Ends> {
+        let (mut tensors, mut wanted) = (Tensors::new(), BTreeSet::new());
+        for name in self.ending.names() {
+            if let Some(frozen) = self.frozen.get(&name) {
+                tensors.insert(name, frozen.clone());
+            } else if let Some(parameter) = self.parameters.get(&name) {
+                tensors.insert(name.clone(), Var::from_tensor(parameter)?.into_inner());
+                wanted.insert(name);
+            }
+        }
+        Ok(Ends { weights: Weights { tensors, adapter_scale: 0.0 }, wanted })
+    }
+
+    /// The stream before the first block, `[T, H]`.
+    pub(super) fn first_stream(&self, batch: &MicroBatch) -> Result<Tensor> {
+        let Some(name) = &self.embeddings else { return self.stream(&batch.hidden) };
+        let rows = self.tensor(name).index_select(&self.token_numbers(batch)?, 0)?;
+        Ok(rows.to_dtype(self.dtype)?)
+    }
+
+    /// The gradient of the token embeddings where the stream before the first block has the gradient `dx`.
+    pub(super) fn of_embeddings(&self, name: &str, batch: &MicroBatch, dx: &Tensor) -> Result<Tensor> {
+        let dx = dx.to_dtype(DType::F32)?.contiguous()?;
+        Ok(self.tensor(name).zeros_like()?.index_add(&self.token_numbers(batch)?, &dx, 0)?)
+    }
+
+    fn token_numbers(&self, batch: &MicroBatch) -> Result<Tensor> {
+        Ok(Tensor::from_slice(&batch.tokens, batch.tokens.len(), &self.device)?)
+    }
+}
