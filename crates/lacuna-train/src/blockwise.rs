@@ -3,7 +3,7 @@
 
 use lacuna_core::Matrix;
 use lacuna_format::Checkpoint;
-use lacuna_model::{Block, Execution, Positions};
+use lacuna_model::{Block, Config, Execution, Positions};
 use rand::SeedableRng;
 use rand::seq::index::sample;
 use rand_chacha::ChaCha8Rng;
@@ -27,10 +27,19 @@ pub struct Fit<'a> {
 
 impl<'a> Fit<'a> {
     /// All samples, of which each step takes so many batches.
-    pub fn new(dense: &'a Checkpoint, batches: Vec<MicroBatch>, per_step: usize, seed: u64) -> Self {
-        let part =
-            |batch: MicroBatch| Part { target: batch.hidden.clone(), input: batch.hidden, lengths: batch.lengths };
-        Self { dense, parts: batches.into_iter().map(part).collect(), layer: None, per_step, seed }
+    pub fn new(
+        dense: &'a Checkpoint,
+        config: &Config,
+        batches: Vec<MicroBatch>,
+        per_step: usize,
+        seed: u64,
+    ) -> Result<Self> {
+        let part = |batch: MicroBatch| {
+            let target = batch.hidden_in(dense, config)?;
+            Ok(Part { target, input: batch.hidden, lengths: batch.lengths })
+        };
+        let parts = batches.into_iter().map(part).collect::<Result<_>>()?;
+        Ok(Self { dense, parts, layer: None, per_step, seed })
     }
 }
 

@@ -22,6 +22,9 @@ pub struct Recipe {
     pub by: By,
     /// what is trained of the pruned layers
     pub trains: Trains,
+    /// which of them, by the last parts of their names, as `q_proj` (PEFT's `target_modules`); all where none is named
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<String>,
     /// whether norms and biases of the blocks are trained too
     #[serde(default)]
     pub norms: bool,
@@ -191,6 +194,19 @@ impl Recipe {
         Ok(self)
     }
 
+    /// Whether a pruned layer is trained; the others stay as they are.
+    pub fn targets(&self, layer: &str) -> bool {
+        self.targets.is_empty() || self.targets.iter().any(|target| is_called(layer, target))
+    }
+
+    /// Refuses targets that none of the pruned layers is.
+    pub fn check_targets(&self, layers: &[&str]) -> Result<(), String> {
+        match self.targets.iter().find(|target| !layers.iter().any(|layer| is_called(layer, target))) {
+            Some(target) => Err(format!("targets: no pruned layer's name ends with {target}")),
+            None => Ok(()),
+        }
+    }
+
     /// Whether masks are ever selected again.
     pub(crate) fn selects(&self) -> bool {
         let selects = |phase: &Phase| matches!(phase.masks, Masks::Dense | Masks::Refreshed { .. });
@@ -225,4 +241,9 @@ impl Recipe {
             || self.trains.odds()
             || self.phases.iter().any(|phase| phase.masks != Masks::Fixed || phase.leak.iter().any(|&leak| leak != 0.0))
     }
+}
+
+/// Whether a layer's name ends with these parts.
+fn is_called(layer: &str, target: &str) -> bool {
+    layer.strip_suffix(target).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }

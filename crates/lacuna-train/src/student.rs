@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor, Var};
-use lacuna_core::Matrix;
+use lacuna_core::{Matrix, Packed};
 use lacuna_format::Checkpoint;
 use lacuna_model::Config;
 use rayon::prelude::*;
@@ -31,8 +31,10 @@ pub(crate) struct Student {
     pub(crate) dtype: DType,
     pub(crate) recompute: bool,
     pub(crate) trains: Trains,
-    /// the pruned layers by module name
+    /// the pruned layers that are trained, by module name
     pub(crate) layers: BTreeMap<String, Layer>,
+    /// those that are not
+    pub(crate) still: BTreeMap<String, Packed>,
     /// tensors of the blocks and behind them that stay as they are
     pub(crate) frozen: Tensors,
     /// those that are trained
@@ -111,6 +113,7 @@ impl Student {
             recompute,
             trains,
             layers,
+            still: BTreeMap::new(),
             frozen,
             parameters,
             drawn,
@@ -189,6 +192,9 @@ impl Student {
             if self.parameters.contains_key(name) {
                 wanted.insert(name.clone());
             }
+        }
+        for (name, packed) in self.still.iter().filter(|(name, _)| name.starts_with(&prefix)) {
+            tensors.insert(format!("{name}.weight"), tensor(&packed.unpack(), &self.device)?);
         }
         let mut adapter_scale = 0.0;
         for layer in self.layers.values().filter(|layer| layer.spec.name.starts_with(&prefix)) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lacuna_core::Matrix;
 use lacuna_format::Checkpoint;
-use lacuna_model::{Block, Config, Ending, Execution, Positions};
+use lacuna_model::{Block, Config, Ending, Execution, Positions, Sample};
 use rayon::prelude::*;
 
 use crate::Result;
@@ -37,6 +37,14 @@ impl MicroBatch {
     /// Without a teacher so far.
     pub fn new(hidden: Matrix, tokens: Vec<u32>, lengths: Vec<usize>, targets: Vec<u32>) -> Self {
         Self { hidden, tokens, lengths, targets, lesson: None }
+    }
+
+    /// What the first block of another checkpoint sees, whose embeddings may be others, `[H, T]`.
+    pub(crate) fn hidden_in(&self, checkpoint: &Checkpoint, config: &Config) -> Result<Matrix> {
+        match config {
+            Config::Decoder(_) => Ok(config.embed(checkpoint, &[Sample::Tokens(self.tokens.clone())])?.0),
+            Config::Text(_) | Config::Vision(_) => Ok(self.hidden.clone()),
+        }
     }
 
     /// The stream of the dense model behind a block, `[H, T]`, if it was kept.
@@ -81,7 +89,8 @@ impl Teacher {
             return Ok(());
         }
         let blocks = self.config.blocks();
-        let mut streams: Vec<Vec<Matrix>> = batches.iter().map(|batch| vec![batch.hidden.clone()]).collect();
+        let first = |batch: &MicroBatch| Ok(vec![batch.hidden_in(&self.checkpoint, &self.config)?]);
+        let mut streams: Vec<Vec<Matrix>> = batches.iter().map(first).collect::<Result<_>>()?;
         for layer in 0..blocks.layers {
             let block = Block::load(&self.checkpoint, blocks, layer, Execution::EXACT)?;
             streams.par_iter_mut().zip(&*batches).for_each(|(streams, batch)| {

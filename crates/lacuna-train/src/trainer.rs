@@ -76,12 +76,16 @@ impl Trainer {
         let Setup { pruned, dense, config, recipe, steps, seed, bf16, recompute } = *setup;
         let sparsity = pruned.sparsity().ok_or_else(|| Error::Settings("the checkpoint is not pruned".to_owned()))?;
         let blocks = config.blocks();
-        let (mut layers, mut latent) = (BTreeMap::new(), BTreeMap::new());
+        let (mut layers, mut latent, mut still) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for spec in (0..blocks.layers).flat_map(|layer| blocks.linears(layer)) {
             if !sparsity.layers.contains_key(&spec.name) {
                 continue;
             }
             let Some(packed) = pruned.packed(&spec.name)? else { continue };
+            if !recipe.targets(&spec.name) {
+                still.insert(spec.name, packed);
+                continue;
+            }
             // Now, not when masks are first selected again.
             if recipe.selects() {
                 recipe.selection.check(packed.mask().grid().pattern())?;
@@ -95,10 +99,11 @@ impl Trainer {
             }
         }
         if layers.is_empty() {
-            return Err(Error::Settings("the checkpoint has no pruned layer inside its blocks".to_owned()));
+            return Err(Error::Settings("the checkpoint has no pruned layer to train inside its blocks".to_owned()));
         }
         let dtype = if bf16 { DType::BF16 } else { DType::F32 };
         let mut student = Student::new(pruned, config, layers, latent, recipe.trains, dtype, recompute)?;
+        student.still = still;
         make_parameters(&mut student, recipe, seed)?;
         if recipe.ends {
             student.train_ends(pruned)?;

@@ -143,6 +143,48 @@ fn an_adapter_stays_beside_its_layer_as_peft_has_it() {
 }
 
 #[test]
+fn only_targets_are_trained() {
+    let tiny = Tiny::pruned();
+    for (method, recipe) in [
+        ("masked", include_str!("../recipes/recover/masked.json")),
+        ("ste", include_str!("../recipes/recover/ste.json")),
+        ("lora3", include_str!("../recipes/recover/lora3.json")),
+        ("lora-beside", include_str!("../recipes/recover/lora-beside.json")),
+    ] {
+        let recipe = recipe.replacen('{', r#"{"targets": ["q_proj", "mlp.up_proj"],"#, 1);
+        fs::write(tiny.path("some.json"), recipe).unwrap();
+        recover(&tiny, method, "--method some.json --steps 20").ok();
+        tiny.lacuna(&format!("verify {method}")).ok();
+        let [before, after] = ["sparse", method].map(|dir| read_checkpoint(&tiny.path(dir)));
+        for (name, tensor) in before.iter().filter(|(name, _)| name.ends_with(".values")) {
+            let target = name.contains(".q_proj.") || name.contains(".up_proj.");
+            assert_eq!(after[name].data != tensor.data, target && method != "lora-beside", "{method}: {name}");
+        }
+    }
+    assert_eq!(tiny.read_json("lora-beside/adapter_config.json")["target_modules"].as_array().unwrap().len(), 2);
+}
+
+/// Beside the embeddings a head is stored, so it has values of its own from then on whatever config.json said before.
+#[test]
+fn embeddings_norm_and_head_are_trained_with_the_blocks() {
+    let tiny = Tiny::new();
+    let mut config = tiny.read_json("model/config.json");
+    config["tie_word_embeddings"] = true.into();
+    tiny.write_json("model/config.json", &config);
+    tiny.lacuna("prune model sparse --pattern 4:2:6 --recipe magnitude").ok();
+    for (method, trained) in [("masked", true), ("lora", false)] {
+        recover(&tiny, method, &format!("--method {method} --steps 5")).ok();
+        let [before, after] = ["sparse", method].map(|dir| read_checkpoint(&tiny.path(dir)));
+        for name in ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"] {
+            assert_eq!(before[name].data != after[name].data, trained, "{method}: {name}");
+        }
+        let tied = &tiny.read_json(&format!("{method}/config.json"))["tie_word_embeddings"];
+        assert_eq!(tied.as_bool(), Some(!trained), "{method}");
+        tiny.lacuna(&format!("eval {method} --data held.jsonl")).ok();
+    }
+}
+
+#[test]
 fn a_seed_decides_everything_and_memory_nothing() {
     let tiny = Tiny::pruned();
     let flags = "--method ste --steps 12";
@@ -230,5 +272,11 @@ fn what_cannot_be_trained_is_refused() {
         &serde_json::json!({ "trains": "weights", "phases": [], "loss": { "kl": 1 }, "optimizer": { "lr": 1 } }),
     );
     refuses(&tiny, &format!("recover sparse out {flags} --method bad.json"), USAGE, &["bad.json", "phases"]);
-    assert_eq!(tiny.entries(), ["bad.json", "held.jsonl", "model", "sparse", "text.txt"]);
+    let blocks = include_str!("../recipes/recover/blockwise.json").replacen('{', r#"{"ends": true,"#, 1);
+    fs::write(tiny.path("blocks.json"), blocks).unwrap();
+    refuses(&tiny, &format!("recover sparse out {flags} --method blocks.json"), USAGE, &["blocks.json", "ends"]);
+    let targets = include_str!("../recipes/recover/lora.json").replacen('{', r#"{"targets": ["roj"],"#, 1);
+    fs::write(tiny.path("targets.json"), targets).unwrap();
+    refuses(&tiny, &format!("recover sparse out {flags} --method targets.json"), USAGE, &["targets.json", "roj"]);
+    assert_eq!(tiny.entries(), ["bad.json", "blocks.json", "held.jsonl", "model", "sparse", "targets.json", "text.txt"]);
 }

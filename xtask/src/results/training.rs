@@ -35,7 +35,7 @@ const STORIES: &[&str] = &["--length", "256", "--data", "self", "--self-samples"
 /// One a checkpoint and pattern of the targets.
 pub(super) const LONG: [Long; 5] = [
     stories("2:4", 6000, "0.12"),
-    stories("64:2:5", 24000, "0.25"),
+    stories("64:2:5", 12000, "0.25"),
     stories("64:2:8", 3000, "a quarter of the gap before"),
     Long {
         model: "minilm-l6",

@@ -134,6 +134,8 @@ impl Job {
             let problem = "--soup averages trainings that share their masks: use a method that leaves them as they are";
             return Err(UsageError(problem.to_owned()).into());
         }
+        let layers: Vec<&str> = sparsity.layers.keys().map(String::as_str).collect();
+        options.recipe.check_targets(&layers).map_err(|e| UsageError(format!("method {}: {e}", options.method)))?;
         let loss = options.recipe.loss;
         match config {
             Config::Text(_) if loss.ce + loss.kl > 0.0 => {
@@ -284,7 +286,7 @@ impl Job {
             Some(dense) if recipe.by == By::Block => {
                 let all = data.all(seed)?;
                 let per_step = (all.len() * self.options.batch).div_ceil(data.len());
-                Some(Fit::new(dense, all, per_step, seed))
+                Some(Fit::new(dense, &self.config, all, per_step, seed)?)
             }
             _ => None,
         };
