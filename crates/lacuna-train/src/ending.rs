@@ -45,7 +45,12 @@ pub(crate) struct Ends {
 
 impl Ending {
     /// Reads it, and its tensors to where those are that stay as they are.
-    pub(crate) fn load(checkpoint: &Checkpoint, config: &Config, device: &Device, frozen: &mut Tensors) -> Result<Self> {
+    pub(crate) fn load(
+        checkpoint: &Checkpoint,
+        config: &Config,
+        device: &Device,
+        frozen: &mut Tensors,
+    ) -> Result<Self> {
         let hidden = config.blocks().hidden_size;
         let (norm, sources) = config.ending(checkpoint)?;
         let mut trainable = BTreeSet::new();

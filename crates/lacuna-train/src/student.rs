@@ -320,7 +320,8 @@ impl Student {
         let Task { rule, loss, ref ends, answers, tokens } = *task;
         let layers = self.config.blocks().layers;
         let graph = |layer: usize, x: &Tensor| -> Result<Graph> {
-            let input = if layer == 0 && self.embeddings.is_none() { x.clone() } else { Var::from_tensor(x)?.into_inner() };
+            let input =
+                if layer == 0 && self.embeddings.is_none() { x.clone() } else { Var::from_tensor(x)?.into_inner() };
             self.graph(layer, &batch.lengths, input, rule)
         };
         let mut x = self.first_stream(batch)?;

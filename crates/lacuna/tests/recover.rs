@@ -278,5 +278,8 @@ fn what_cannot_be_trained_is_refused() {
     let targets = include_str!("../recipes/recover/lora.json").replacen('{', r#"{"targets": ["roj"],"#, 1);
     fs::write(tiny.path("targets.json"), targets).unwrap();
     refuses(&tiny, &format!("recover sparse out {flags} --method targets.json"), USAGE, &["targets.json", "roj"]);
-    assert_eq!(tiny.entries(), ["bad.json", "blocks.json", "held.jsonl", "model", "sparse", "targets.json", "text.txt"]);
+    assert_eq!(
+        tiny.entries(),
+        ["bad.json", "blocks.json", "held.jsonl", "model", "sparse", "targets.json", "text.txt"]
+    );
 }

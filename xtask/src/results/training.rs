@@ -119,9 +119,11 @@ const METHODS: [Row; 14] = [
     method("blockwise"),
 ];
 
-/// How the stages are split, how often masks are selected again, how hard dropped weights are pulled to 0, and whether what a
+/// What the ends of the model do, how the stages are split, how often masks are selected again, how hard dropped weights are pulled to 0, and whether what a
 /// permutation gains before training is there behind it too.
-const SETTINGS: [Row; 16] = [
+const SETTINGS: [Row; 18] = [
+    changed("masked, blocks alone", "masked", &[("/ends", 0.0)]),
+    changed("lora, ends too", "lora", &[("/ends", 1.0)]),
     changed("lora3, dense 2 %, masks move 30 %", "lora3", &[("/phases/1/share", 0.3)]),
     changed("lora3, dense 10 %, masks move 10 %", "lora3", &[("/phases/0/share", 0.1), ("/phases/1/share", 0.1)]),
     changed("lora3, dense 30 %, masks move 30 %", "lora3", &[("/phases/0/share", 0.3), ("/phases/1/share", 0.3)]),
@@ -187,7 +189,11 @@ fn changed_recipe(row: &Row) -> Result<String> {
     let mut settings: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
     for (place, value) in row.changed {
         let setting = settings.pointer_mut(place).with_context(|| format!("{} has no {place}", row.method))?;
-        *setting = if setting.is_u64() { json!(*value as u64) } else { json!(value) };
+        *setting = match setting {
+            Value::Bool(_) => json!(*value != 0.0),
+            Value::Number(old) if old.is_u64() => json!(*value as u64),
+            _ => json!(value),
+        };
     }
     let recipe = work()?.join("recipe.json");
     std::fs::write(&recipe, settings.to_string())?;
