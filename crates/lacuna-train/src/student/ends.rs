@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use candle_core::{DType, Tensor, Var};
 use lacuna_format::Checkpoint;
+use lacuna_model::Config;
 
 use super::Student;
 use crate::block::Weights;
@@ -37,7 +38,10 @@ impl Student {
             if let Some(frozen) = self.frozen.get(&name) {
                 tensors.insert(name, frozen.clone());
             } else if let Some(parameter) = self.parameters.get(&name) {
-                tensors.insert(name.clone(), Var::from_tensor(parameter)?.into_inner());
+                // The gradient of a decoder's head, which may be large, is made by hand, without a copy that a graph would need.
+                let by_hand = matches!(self.config, Config::Decoder(_)) && parameter.rank() == 2;
+                let tensor = if by_hand { parameter.clone() } else { Var::from_tensor(parameter)?.into_inner() };
+                tensors.insert(name.clone(), tensor);
                 wanted.insert(name);
             }
         }
