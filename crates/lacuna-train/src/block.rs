@@ -1,11 +1,13 @@
 //! One transformer block on candle's tensors, of any family: the same tables as inference, [`BlockConfig`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use candle_core::Tensor;
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor};
 use lacuna_model::{BlockConfig, BlockLinears, LinearSpec, NormKind, NormPlace, Qkv};
 
 use crate::ops::{Sequences, activate, attend, gate_by, layer_norm, linear, rms_norm};
+use crate::optimizer::Tensors;
 use crate::{Error, Result};
 
 /// Tensors of a block by name, and how much adapters count.
@@ -18,6 +20,26 @@ pub(crate) struct Weights {
 impl Weights {
     pub(crate) fn get(&self, name: &str) -> Result<&Tensor> {
         self.tensors.get(name).ok_or_else(|| Error::Settings(format!("tensor {name}: is missing")))
+    }
+}
+
+/// Tensors as a step sees them, of a block or of what comes behind the last one.
+pub(crate) struct Ready {
+    pub(crate) weights: Weights,
+    /// names of those that want a gradient
+    pub(crate) wanted: BTreeSet<String>,
+}
+
+impl Ready {
+    /// Takes the gradients that are wanted and there.
+    pub(crate) fn gradients(&self, store: &mut GradStore) -> Result<Tensors> {
+        let mut gradients = Tensors::new();
+        for name in &self.wanted {
+            if let Some(gradient) = store.remove(self.weights.get(name)?) {
+                gradients.insert(name.clone(), gradient.to_dtype(DType::F32)?);
+            }
+        }
+        Ok(gradients)
     }
 }
 

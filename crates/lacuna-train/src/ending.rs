@@ -1,14 +1,13 @@
 //! What comes behind the last block: answers and the gradients of what they lost.
 
-use std::ops::Range;
-
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor, Var};
 use lacuna_format::Checkpoint;
 use lacuna_model::{Config, HeadSource, PoolingKind};
 
-use crate::block::{Weights, apply_norm};
+use crate::block::{Ready, apply_norm};
 use crate::layer::tensor;
 use crate::loss::{Loss, Losses, of_logits};
 use crate::ops::{linear, linear_back, linear_weight_back, with_floats};
@@ -26,6 +25,8 @@ pub(crate) struct Ending {
     config: Config,
     norm: Option<String>,
     heads: Vec<Head>,
+    /// names of all tensors
+    pub(crate) names: BTreeSet<String>,
     /// names of those that may be trained: all but what is packed
     pub(crate) trainable: BTreeSet<String>,
 }
@@ -34,13 +35,6 @@ pub(crate) struct Ending {
 struct Head {
     weight: String,
     bias: Option<String>,
-}
-
-/// The tensors outside the blocks as a step sees them.
-pub(crate) struct Ends {
-    pub(crate) weights: Weights,
-    /// names of those that want a gradient
-    pub(crate) wanted: BTreeSet<String>,
 }
 
 impl Ending {
@@ -53,7 +47,7 @@ impl Ending {
     ) -> Result<Self> {
         let hidden = config.blocks().hidden_size;
         let (norm, sources) = config.ending(checkpoint)?;
-        let mut trainable = BTreeSet::new();
+        let (mut trainable, mut packed) = (BTreeSet::new(), BTreeSet::new());
         let parts = ["weight", "bias"].map(|part| norm.as_ref().map(|norm| format!("{norm}.{part}")));
         for name in parts.into_iter().flatten().filter(|name| checkpoint.has(name)) {
             frozen.insert(name.clone(), Tensor::from_vec(checkpoint.floats(&name, &[hidden])?, hidden, device)?);
@@ -62,7 +56,10 @@ impl Ending {
         let mut heads = vec![];
         for HeadSource { weight, shape: [rows, cols], bias } in sources {
             let matrix = match checkpoint.packed(weight.trim_end_matches(".weight"))? {
-                Some(packed) => packed.unpack(),
+                Some(head) => {
+                    packed.insert(weight.clone());
+                    head.unpack()
+                }
                 None => {
                     trainable.insert(weight.clone());
                     checkpoint.matrix(&weight, rows, cols)?
@@ -80,20 +77,15 @@ impl Ending {
         {
             return Err(Error::Settings("pooling by the maximum is not supported in training".to_owned()));
         }
-        Ok(Self { config: config.clone(), norm, heads, trainable })
-    }
-
-    /// Names of all its tensors.
-    pub(crate) fn names(&self) -> impl Iterator<Item = String> {
-        let norm = self.norm.iter().flat_map(|norm| ["weight", "bias"].map(|part| format!("{norm}.{part}")));
-        norm.chain(self.heads.iter().flat_map(|head| std::iter::once(&head.weight).chain(&head.bias).cloned()))
+        let names = trainable.union(&packed).cloned().collect();
+        Ok(Self { config: config.clone(), norm, heads, names, trainable })
     }
 
     /// What the answers to a batch lost, as its share of a step with so many, and the gradients of the stream `hidden[T, H]` and
     /// of the tensors of `ends` that want one.
     pub(crate) fn lose(
         &self,
-        ends: &Ends,
+        ends: &Ready,
         loss: &Loss,
         batch: &MicroBatch,
         hidden: &Tensor,
@@ -109,7 +101,7 @@ impl Ending {
         Ok((asked.losses, gradient.to_dtype(hidden.dtype())?, of_ends))
     }
 
-    fn normed(&self, ends: &Ends, x: &Tensor) -> Result<Tensor> {
+    fn normed(&self, ends: &Ready, x: &Tensor) -> Result<Tensor> {
         match &self.norm {
             Some(norm) => apply_norm(self.config.blocks(), &ends.weights, norm, x),
             None => Ok(x.clone()),
@@ -202,7 +194,7 @@ impl Ending {
 
 /// What a batch is asked, and what its answers lost so far.
 struct Asked<'a> {
-    ends: &'a Ends,
+    ends: &'a Ready,
     loss: &'a Loss,
     batch: &'a MicroBatch,
     /// of an answer in its step
@@ -230,13 +222,8 @@ impl Asked<'_> {
 }
 
 /// The gradients of `x` and of what is wanted of `ends` where `y`, made of them, has the gradient `dy`.
-fn pull_back(y: &Tensor, dy: &Tensor, x: &Tensor, ends: &Ends) -> Result<(Tensor, Tensors)> {
+fn pull_back(y: &Tensor, dy: &Tensor, x: &Tensor, ends: &Ready) -> Result<(Tensor, Tensors)> {
     let mut gradients = (y * dy)?.sum_all()?.backward()?;
-    let mut of_ends = Tensors::new();
-    for name in &ends.wanted {
-        if let Some(gradient) = gradients.remove(ends.weights.get(name)?) {
-            of_ends.insert(name.clone(), gradient);
-        }
-    }
+    let of_ends = ends.gradients(&mut gradients)?;
     Ok((gradients.remove(x).map_or_else(|| x.zeros_like(), Ok)?, of_ends))
 }

@@ -3,6 +3,8 @@
 //! A block's graph begins at its input and ends at its output; between blocks gradients are handed on by hand. So with
 //! `recompute` no more than one block's activations are held beside the inputs of all of them.
 
+mod ends;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,9 +15,9 @@ use lacuna_format::Checkpoint;
 use lacuna_model::Config;
 use rayon::prelude::*;
 
-use crate::block::{Block, Watch, Weights, adapter_names};
+use crate::block::{Block, Ready, Watch, Weights, adapter_names};
 use crate::drawn::{Draw, Drawn, logits_name};
-use crate::ending::{Ending, Ends};
+use crate::ending::Ending;
 use crate::layer::{Layer, Rule, tensor};
 use crate::loss::{Loss, Losses, square_head};
 use crate::ops::{Sequences, with_floats};
@@ -48,18 +50,12 @@ pub(crate) struct Student {
     embeddings: Option<String>,
 }
 
-/// The tensors of a block as a forward pass takes them.
-struct Ready {
-    weights: Weights,
-    /// names of those that want a gradient
-    wanted: BTreeSet<String>,
-}
-
 /// What batches of a step have in common.
 struct Task<'a> {
     rule: &'a Rule,
     loss: &'a Loss,
-    ends: Ends,
+    /// what comes behind the blocks
+    ends: Ready,
     /// of all batches together
     answers: usize,
     tokens: usize,
@@ -300,13 +296,7 @@ impl Student {
     /// From the gradient of a block's output to those of its tensors, and of the input if it wants one.
     fn back(graph: &Graph, dy: &Tensor) -> Result<(Tensors, Option<Tensor>)> {
         let mut store = (&graph.output * dy)?.sum_all()?.backward()?;
-        let mut of_block = Tensors::new();
-        for name in &graph.block.wanted {
-            if let Some(gradient) = store.remove(&graph.block.weights.tensors[name]) {
-                of_block.insert(name.clone(), gradient.to_dtype(DType::F32)?);
-            }
-        }
-        Ok((of_block, store.remove(&graph.input)))
+        Ok((graph.block.gradients(&mut store)?, store.remove(&graph.input)))
     }
 
     /// A stream, `[T, H]`.
@@ -477,6 +467,5 @@ fn add_square_head(
     Ok(Tensor::from_vec(gradient, dx.shape(), dx.device())?.to_dtype(dtype)?)
 }
 
-mod ends;
 #[cfg(test)]
 mod tests;

@@ -84,8 +84,7 @@ impl CustomOp2 for Product {
     /// Of `y = x·Wᵀ` only: `dx = dy·W`, `dW = dyᵀ·x`.
     fn bwd(&self, x: &Tensor, weight: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let dx = x.track_op().then(|| linear_back(dy, weight)).transpose()?;
-        let of_weight = || dy.contiguous()?.apply_op2_no_bwd(&x.detach(), &Self { transposed: [true, false] });
-        let dw = weight.track_op().then(of_weight).transpose()?;
+        let dw = weight.track_op().then(|| linear_weight_back(dy, x)).transpose()?;
         Ok((dx, dw))
     }
 }

@@ -7,8 +7,7 @@ use lacuna_format::Checkpoint;
 use lacuna_model::Config;
 
 use super::Student;
-use crate::block::Weights;
-use crate::ending::Ends;
+use crate::block::{Ready, Weights};
 use crate::layer::tensor;
 use crate::optimizer::Tensors;
 use crate::{MicroBatch, Result};
@@ -32,20 +31,20 @@ impl Student {
     }
 
     /// The tensors behind the blocks as a step sees them.
-    pub(super) fn ends(&self) -> Result<Ends> {
+    pub(super) fn ends(&self) -> Result<Ready> {
         let (mut tensors, mut wanted) = (Tensors::new(), BTreeSet::new());
-        for name in self.ending.names() {
-            if let Some(frozen) = self.frozen.get(&name) {
-                tensors.insert(name, frozen.clone());
-            } else if let Some(parameter) = self.parameters.get(&name) {
+        for name in &self.ending.names {
+            let tensor = if let Some(parameter) = self.parameters.get(name) {
                 // The gradient of a decoder's head, which may be large, is made by hand, without a copy that a graph would need.
                 let by_hand = matches!(self.config, Config::Decoder(_)) && parameter.rank() == 2;
-                let tensor = if by_hand { parameter.clone() } else { Var::from_tensor(parameter)?.into_inner() };
-                tensors.insert(name.clone(), tensor);
-                wanted.insert(name);
-            }
+                wanted.insert(name.clone());
+                if by_hand { parameter.clone() } else { Var::from_tensor(parameter)?.into_inner() }
+            } else {
+                self.tensor(name).clone()
+            };
+            tensors.insert(name.clone(), tensor);
         }
-        Ok(Ends { weights: Weights { tensors, adapter_scale: 0.0 }, wanted })
+        Ok(Ready { weights: Weights { tensors, adapter_scale: 0.0 }, wanted })
     }
 
     /// The stream before the first block, `[T, H]`.
