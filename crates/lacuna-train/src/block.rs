@@ -2,19 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use candle_core::Tensor;
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor};
 use lacuna_model::{BlockConfig, BlockLinears, LinearSpec, NormKind, NormPlace, Qkv};
 
 use crate::ops::{Sequences, activate, attend, gate_by, layer_norm, linear, rms_norm};
 use crate::optimizer::Tensors;
 use crate::{Error, Result};
 
-/// Tensors of a block by name, and how much adapters count.
+/// Tensors of a block by name, and how they are multiplied.
 pub(crate) struct Weights {
     pub(crate) tensors: BTreeMap<String, Tensor>,
     /// `alpha / rank` of adapters that stand beside their weight, `{layer}.lora_A.weight` and `…lora_B…`
     pub(crate) adapter_scale: f64,
+    /// whether products round what they multiply to bfloat16
+    pub(crate) bf16: bool,
 }
 
 impl Weights {
@@ -36,7 +38,7 @@ impl Ready {
         let mut gradients = Tensors::new();
         for name in &self.wanted {
             if let Some(gradient) = store.remove(self.weights.get(name)?) {
-                gradients.insert(name.clone(), gradient.to_dtype(DType::F32)?);
+                gradients.insert(name.clone(), gradient);
             }
         }
         Ok(gradients)
@@ -103,13 +105,14 @@ impl Block<'_> {
 
     fn project(&self, spec: &LinearSpec, x: &Tensor, watch: &Watch) -> Result<Tensor> {
         watch(spec, x)?;
-        let mut y = linear(x, self.weights.get(&spec.weight())?)?;
+        let product = |x: &Tensor, weight: &Tensor| linear(x, weight, self.weights.bf16);
+        let mut y = product(x, self.weights.get(&spec.weight())?)?;
         if spec.bias {
             y = y.broadcast_add(self.weights.get(&spec.bias_name())?)?;
         }
         let [a, b] = adapter_names(&spec.name);
         if let (Some(a), Some(b)) = (self.weights.tensors.get(&a), self.weights.tensors.get(&b)) {
-            y = (y + (linear(&linear(x, a)?, b)? * self.weights.adapter_scale)?)?;
+            y = (y + (product(&product(x, a)?, b)? * self.weights.adapter_scale)?)?;
         }
         Ok(y)
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use lacuna_format::Checkpoint;
 use lacuna_model::{Config, HeadSource, PoolingKind};
 
@@ -92,13 +92,13 @@ impl Ending {
         answers: usize,
     ) -> Result<(Losses, Tensor, Tensors)> {
         let mut asked = Asked { ends, loss, batch, share: (answers as f64).recip(), losses: Losses::default() };
-        let stream = Var::from_tensor(&hidden.to_dtype(DType::F32)?)?;
+        let stream = Var::from_tensor(hidden)?;
         let (gradient, of_ends) = match &self.config {
             Config::Decoder(_) => self.next_tokens(&mut asked, &stream)?,
             Config::Vision(_) => self.classes(&mut asked, &stream)?,
             Config::Text(_) => self.vectors(&mut asked, &stream)?,
         };
-        Ok((asked.losses, gradient.to_dtype(hidden.dtype())?, of_ends))
+        Ok((asked.losses, gradient, of_ends))
     }
 
     fn normed(&self, ends: &Ready, x: &Tensor) -> Result<Tensor> {
@@ -110,6 +110,7 @@ impl Ending {
 
     fn next_tokens(&self, asked: &mut Asked, stream: &Var) -> Result<(Tensor, Tensors)> {
         let Asked { ends, batch, .. } = *asked;
+        let bf16 = ends.weights.bf16;
         let (normed, name) = (self.normed(ends, stream)?, &self.heads[0].weight);
         let head = ends.weights.get(name)?.detach();
         let (tokens, (vocab, hidden), trained) = (normed.dim(0)?, head.dims2()?, ends.wanted.contains(name));
@@ -119,13 +120,13 @@ impl Ending {
         for first in (0..tokens).step_by(held) {
             let count = held.min(tokens - first);
             let part = normed.narrow(0, first, count)?.detach();
-            let logits = linear(&part, &head)?;
+            let logits = linear(&part, &head, bf16)?;
             let teacher = asked.teacher(first..first + count);
             let targets = batch.targets.get(first..first + count);
             let gradient = asked.of_rows(&logits, teacher.as_deref(), targets)?;
-            gradients.push(linear_back(&gradient, &head)?);
+            gradients.push(linear_back(&gradient, &head, bf16)?);
             if trained {
-                let of_part = linear_weight_back(&gradient, &part)?;
+                let of_part = linear_weight_back(&gradient, &part, bf16)?;
                 of_head = Some(of_head.map_or(Ok(of_part.clone()), |sum: Tensor| sum + of_part)?);
             }
         }
@@ -147,7 +148,7 @@ impl Ending {
         }
         let shares = Tensor::from_vec(shares, (batch.lengths.len(), tokens), stream.device())?;
         // shares·stream, so that the stream is what gets a gradient
-        Ok(linear(&shares, &stream.t()?)?)
+        Ok(linear(&shares, &stream.t()?, false)?)
     }
 
     fn classes(&self, asked: &mut Asked, stream: &Var) -> Result<(Tensor, Tensors)> {
@@ -155,7 +156,7 @@ impl Ending {
         let mut sum: Option<Tensor> = None;
         for (token, head) in self.heads.iter().enumerate() {
             let picked = Self::picked(stream, batch, |i, _| if i == token { 1.0 } else { 0.0 })?;
-            let mut logits = linear(&self.normed(ends, &picked)?, ends.weights.get(&head.weight)?)?;
+            let mut logits = linear(&self.normed(ends, &picked)?, ends.weights.get(&head.weight)?, ends.weights.bf16)?;
             if let Some(bias) = &head.bias {
                 logits = logits.broadcast_add(ends.weights.get(bias)?)?;
             }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use lacuna_core::{Matrix, Packed};
 use lacuna_format::Checkpoint;
 use lacuna_model::Config;
@@ -29,8 +29,8 @@ use crate::{MicroBatch, Result};
 pub(crate) struct Student {
     pub(crate) config: Config,
     pub(crate) device: Device,
-    /// type of activations and of the weights that meet them
-    pub(crate) dtype: DType,
+    /// whether products round what they multiply to bfloat16
+    pub(crate) bf16: bool,
     pub(crate) recompute: bool,
     pub(crate) trains: Trains,
     /// the pruned layers that are trained, by module name
@@ -77,7 +77,7 @@ impl Student {
         layers: BTreeMap<String, Layer>,
         latent: BTreeMap<String, Matrix>,
         trains: Trains,
-        dtype: DType,
+        bf16: bool,
         recompute: bool,
     ) -> Result<Self> {
         let device = Device::Cpu;
@@ -105,7 +105,7 @@ impl Student {
         Ok(Self {
             config,
             device,
-            dtype,
+            bf16,
             recompute,
             trains,
             layers,
@@ -220,12 +220,11 @@ impl Student {
             }
         }
         for (name, tensor) in &mut tensors {
-            *tensor = tensor.to_dtype(self.dtype)?;
             if wanted.contains(name) {
                 *tensor = Var::from_tensor(tensor)?.into_inner();
             }
         }
-        Ok(Ready { weights: Weights { tensors, adapter_scale }, wanted })
+        Ok(Ready { weights: Weights { tensors, adapter_scale, bf16: self.bf16 }, wanted })
     }
 
     /// From gradients of blocks' tensors to those of the parameters.
@@ -281,9 +280,9 @@ impl Student {
     /// Runs a block without a graph.
     fn run(&self, layer: usize, lengths: &[usize], x: &Tensor, rule: &Rule, watch: &Watch) -> Result<Tensor> {
         let block = self.block(layer, rule)?;
-        let Weights { tensors, adapter_scale } = &block.weights;
+        let Weights { ref tensors, adapter_scale, bf16 } = block.weights;
         let tensors = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect();
-        self.forward_block(layer, &Weights { tensors, adapter_scale: *adapter_scale }, lengths, x, watch)
+        self.forward_block(layer, &Weights { tensors, adapter_scale, bf16 }, lengths, x, watch)
     }
 
     /// Runs a block so that gradients find back through it.
@@ -301,7 +300,7 @@ impl Student {
 
     /// A stream, `[T, H]`.
     fn stream(&self, hidden: &Matrix) -> Result<Tensor> {
-        Ok(tensor(&hidden.transposed(), &self.device)?.to_dtype(self.dtype)?)
+        tensor(&hidden.transposed(), &self.device)
     }
 
     /// What a batch loses and the gradients of all tensors, as its shares of a step; with `recompute` those of the parameters, of
@@ -457,14 +456,14 @@ fn add_square_head(
     dx: &Tensor,
     losses: &mut Losses,
 ) -> Result<Tensor> {
-    let (dtype, target) = (dx.dtype(), target.transposed());
-    let mut gradient = with_floats(&dx.to_dtype(DType::F32)?.to_device(&Device::Cpu)?, <[f32]>::to_vec)?;
+    let target = target.transposed();
+    let mut gradient = with_floats(&dx.to_device(&Device::Cpu)?, <[f32]>::to_vec)?;
     let weight = loss.squarehead * share;
-    let h = h.detach().to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+    let h = h.detach().to_device(&Device::Cpu)?;
     let lost = with_floats(&h, |h| square_head(h, target.data(), weight, &mut gradient))?;
     losses.squarehead += lost / loss.squarehead;
     losses.total += lost;
-    Ok(Tensor::from_vec(gradient, dx.shape(), dx.device())?.to_dtype(dtype)?)
+    Ok(Tensor::from_vec(gradient, dx.shape(), dx.device())?)
 }
 
 #[cfg(test)]

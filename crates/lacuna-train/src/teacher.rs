@@ -4,8 +4,9 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use lacuna_core::Matrix;
+use lacuna_core::{Dtype, Matrix, ValueType};
 use lacuna_format::Checkpoint;
+use lacuna_kernels::Activations;
 use lacuna_model::{Block, Config, Ending, Execution, Positions, Sample};
 use rayon::prelude::*;
 
@@ -73,14 +74,21 @@ pub struct Teacher {
     checkpoint: Checkpoint,
     config: Config,
     ending: Arc<Ending>,
+    execution: Execution,
 }
 
 impl Teacher {
-    /// Opens it; only its heads are held.
-    pub fn open(dir: &Path, config: &Config) -> Result<Self> {
+    /// Opens it; only its heads are held. With `bf16` weights and what meets them are rounded to bfloat16.
+    pub fn open(dir: &Path, config: &Config, bf16: bool) -> Result<Self> {
         let checkpoint = Checkpoint::open(dir)?;
-        let ending = Arc::new(Ending::load(&checkpoint, config, Execution::EXACT)?);
-        Ok(Self { checkpoint, config: config.clone(), ending })
+        let rounded = Execution {
+            activations: Activations::Bf16,
+            dense_values: Some(ValueType::Float(Dtype::Bf16)),
+            ..Execution::EXACT
+        };
+        let execution = if bf16 { rounded } else { Execution::EXACT };
+        let ending = Arc::new(Ending::load(&checkpoint, config, execution)?);
+        Ok(Self { checkpoint, config: config.clone(), ending, execution })
     }
 
     /// Runs all batches of a step through the model, a block at a time.
@@ -92,7 +100,7 @@ impl Teacher {
         let first = |batch: &MicroBatch| Ok(vec![batch.hidden_in(&self.checkpoint, &self.config)?]);
         let mut streams: Vec<Vec<Matrix>> = batches.iter().map(first).collect::<Result<_>>()?;
         for layer in 0..blocks.layers {
-            let block = Block::load(&self.checkpoint, blocks, layer, Execution::EXACT)?;
+            let block = Block::load(&self.checkpoint, blocks, layer, self.execution)?;
             streams.par_iter_mut().zip(&*batches).for_each(|(streams, batch)| {
                 let positions = Positions::whole(blocks, &batch.lengths);
                 let mut stream = if loss.squarehead == 0.0 || layer == 0 {

@@ -35,7 +35,7 @@ pub struct Setup<'a> {
     pub steps: usize,
     /// of adapters and draws
     pub seed: u64,
-    /// whether activations and the weights that meet them are rounded to bfloat16; moments and parameters are not
+    /// whether products round what they multiply to bfloat16; their sums, and all else, are f32
     pub bf16: bool,
     /// whether activations are computed again on the way back, instead of held
     pub recompute: bool,
@@ -101,8 +101,7 @@ impl Trainer {
         if layers.is_empty() {
             return Err(Error::Settings("the checkpoint has no pruned layer to train inside its blocks".to_owned()));
         }
-        let dtype = if bf16 { DType::BF16 } else { DType::F32 };
-        let mut student = Student::new(pruned, config, layers, latent, recipe.trains, dtype, recompute)?;
+        let mut student = Student::new(pruned, config, layers, latent, recipe.trains, bf16, recompute)?;
         student.still = still;
         make_parameters(&mut student, recipe, seed)?;
         if recipe.ends {
@@ -387,7 +386,7 @@ fn sizes(student: &Student) -> Result<BTreeMap<String, f64>> {
 fn square_sums(x: &Tensor) -> Result<Vec<f64>> {
     let features = x.dim(1)?;
     let mut sums = vec![0.0; features];
-    with_floats(&x.to_dtype(DType::F32)?, |x| {
+    with_floats(x, |x| {
         for token in x.chunks_exact(features) {
             sums.iter_mut().zip(token).for_each(|(sum, &v)| *sum += f64::from(v) * f64::from(v));
         }

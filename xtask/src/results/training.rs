@@ -84,6 +84,8 @@ pub(super) struct Row {
     changed: &'static [(&'static str, f64)],
     /// how the checkpoint is pruned before
     pruned: &'static [&'static str],
+    /// of `recover`
+    flags: &'static [&'static str],
 }
 
 const OURS: &[&str] = &["--effort", "high"];
@@ -91,15 +93,15 @@ const RIA: &[&str] = &["--recipe", "ria"];
 const PAPER: &[&str] = &["--recipe", "paper"];
 
 const fn method(name: &'static str) -> Row {
-    Row { name, method: name, then: None, changed: &[], pruned: OURS }
+    Row { name, method: name, then: None, changed: &[], pruned: OURS, flags: &[] }
 }
 
 const fn changed(name: &'static str, method: &'static str, changed: &'static [(&'static str, f64)]) -> Row {
-    Row { name, method, then: None, changed, pruned: OURS }
+    Row { name, method, then: None, changed, pruned: OURS, flags: &[] }
 }
 
 const fn after(name: &'static str, method: &'static str, pruned: &'static [&'static str]) -> Row {
-    Row { name, method, then: None, changed: &[], pruned }
+    Row { name, method, then: None, changed: &[], pruned, flags: &[] }
 }
 
 const METHODS: [Row; 14] = [
@@ -113,15 +115,23 @@ const METHODS: [Row; 14] = [
     method("dsd"),
     method("maskllm"),
     method("joint"),
-    Row { name: "maskllm, then masked", method: "maskllm", then: Some("masked"), changed: &[], pruned: OURS },
+    Row {
+        name: "maskllm, then masked",
+        method: "maskllm",
+        then: Some("masked"),
+        changed: &[],
+        pruned: OURS,
+        flags: &[],
+    },
     method("lora"),
     method("lora3"),
     method("blockwise"),
 ];
 
-/// What the ends of the model do, how the stages are split, how often masks are selected again, how hard dropped weights are pulled to 0, and whether what a
+/// What rounded products and the ends of the model do, how the stages are split, how often masks are selected again, how hard dropped weights are pulled to 0, and whether what a
 /// permutation gains before training is there behind it too.
-const SETTINGS: [Row; 18] = [
+const SETTINGS: [Row; 19] = [
+    Row { name: "masked, --bf16", method: "masked", then: None, changed: &[], pruned: OURS, flags: &["--bf16"] },
     changed("masked, blocks alone", "masked", &[("/ends", 0.0)]),
     changed("lora, ends too", "lora", &[("/ends", 1.0)]),
     changed("lora3, dense 2 %, masks move 30 %", "lora3", &[("/phases/1/share", 0.3)]),
@@ -156,7 +166,8 @@ pub(super) fn run(until: Instant, model: Option<&str>, row: Option<&str>, patter
                     return Ok(());
                 }
                 let methods = std::iter::once(changed_recipe(row)?).chain(row.then.map(str::to_owned));
-                note(RECORD, &measure(key, row.pruned, &methods.collect::<Vec<_>>(), COMPARED)?)?;
+                let flags = [COMPARED, row.flags].concat();
+                note(RECORD, &measure(key, row.pruned, &methods.collect::<Vec<_>>(), &flags)?)?;
             }
         }
     }

@@ -4,7 +4,7 @@ mod gemm;
 
 use lacuna_core::{Matrix, Values};
 
-pub use self::gemm::{Float, View, linear, matmul};
+pub use self::gemm::{Float, View, linear, matmul, matmul_bf16};
 use crate::lanes::{self, InstructionSet};
 use crate::weight::{Activations, Bias, Weight, check_shapes};
 

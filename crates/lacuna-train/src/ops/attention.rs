@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, D, Device, Layout, Result, Shape, Tensor};
 use lacuna_kernels::dense::{View, matmul};
 use lacuna_model::{BlockConfig, View as Sight, softmax};
 use pulp::{Arch, NullaryFnOnce};
@@ -206,14 +206,14 @@ pub(crate) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, sequences: &Sequences) 
     composed(q, k, v, sequences)
 }
 
-/// By candle's operations, a sequence after the other, scores in f32.
+/// By candle's operations, a sequence after the other.
 fn composed(q: &Tensor, k: &Tensor, v: &Tensor, s: &Sequences) -> Result<Tensor> {
-    let (dtype, device) = (q.dtype(), q.device());
+    let device = q.device();
     let (mut outs, mut first) = (vec![], 0);
     for &len in s.lengths.iter().filter(|&&len| len > 0) {
         // [heads, len, D]
         let heads = |x: &Tensor, count: usize| -> Result<Tensor> {
-            x.narrow(0, first, len)?.reshape((len, count, s.dim))?.transpose(0, 1)?.to_dtype(DType::F32)?.contiguous()
+            x.narrow(0, first, len)?.reshape((len, count, s.dim))?.transpose(0, 1)?.contiguous()
         };
         let turn = |x: Tensor| -> Result<Tensor> {
             let Some([cos, sin]) = &s.angles else { return Ok(x) };
@@ -239,7 +239,7 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, s: &Sequences) -> Result<Tensor>
         let scores = (q.matmul(&k.t()?)? * f64::from(s.scale()))?.broadcast_add(&hidden)?;
         let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
         let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
-        outs.push(weights.matmul(&v)?.transpose(0, 1)?.reshape((len, s.heads * s.dim))?.to_dtype(dtype)?);
+        outs.push(weights.matmul(&v)?.transpose(0, 1)?.reshape((len, s.heads * s.dim))?);
         first += len;
     }
     Tensor::cat(&outs, 0)

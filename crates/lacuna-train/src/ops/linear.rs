@@ -3,32 +3,33 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Tensor};
-use lacuna_kernels::dense::{View, matmul};
+use lacuna_kernels::dense::{View, matmul, matmul_bf16};
 
 use super::floats;
 
-/// `x·Wᵀ`. Types that the CPU has no product of are multiplied as f32 and rounded.
-pub(crate) fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let dtype = x.dtype();
-    if x.device().is_cpu() && dtype != DType::F32 {
-        return linear(&x.to_dtype(DType::F32)?, &weight.to_dtype(DType::F32)?)?.to_dtype(dtype);
-    }
-    x.contiguous()?.apply_op2(&weight.contiguous()?, Product { transposed: [false, true] })
+/// `x·Wᵀ`; with `bf16` of both rounded to bfloat16, here and on the way back, sums in f32.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor, bf16: bool) -> Result<Tensor> {
+    x.contiguous()?.apply_op2(&weight.contiguous()?, Product { transposed: [false, true], bf16 })
 }
 
 /// `dy·W`, what `x` of `x·Wᵀ` gets back, outside a graph.
-pub(crate) fn linear_back(dy: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    dy.contiguous()?.detach().apply_op2_no_bwd(&weight.contiguous()?.detach(), &Product { transposed: [false, false] })
+pub(crate) fn linear_back(dy: &Tensor, weight: &Tensor, bf16: bool) -> Result<Tensor> {
+    outside(dy, weight, &Product { transposed: [false, false], bf16 })
 }
 
 /// `dyᵀ·x`, what `W` of `x·Wᵀ` gets back, outside a graph.
-pub(crate) fn linear_weight_back(dy: &Tensor, x: &Tensor) -> Result<Tensor> {
-    dy.contiguous()?.detach().apply_op2_no_bwd(&x.contiguous()?.detach(), &Product { transposed: [true, false] })
+pub(crate) fn linear_weight_back(dy: &Tensor, x: &Tensor, bf16: bool) -> Result<Tensor> {
+    outside(dy, x, &Product { transposed: [true, false], bf16 })
+}
+
+fn outside(a: &Tensor, b: &Tensor, product: &Product) -> Result<Tensor> {
+    a.contiguous()?.detach().apply_op2_no_bwd(&b.contiguous()?.detach(), product)
 }
 
 /// `op(A)·op(B)`, each as it is or transposed.
 struct Product {
     transposed: [bool; 2],
+    bf16: bool,
 }
 
 impl Product {
@@ -46,8 +47,17 @@ impl Product {
     fn on_device<S: BackendStorage>(&self, a: &S, la: &Layout, b: &S, lb: &Layout) -> Result<(S, Shape)> {
         let [m, k, n] = self.sizes(la, lb)?;
         let turned = |layout: &Layout, turn: bool| if turn { layout.transpose(0, 1) } else { Ok(layout.clone()) };
-        let (la, lb) = (turned(la, self.transposed[0])?, turned(lb, self.transposed[1])?);
-        Ok((a.matmul(b, (1, m, n, k), &la, &lb)?, Shape::from((m, n))))
+        let (ta, tb) = (turned(la, self.transposed[0])?, turned(lb, self.transposed[1])?);
+        let (sizes, shape) = ((1, m, n, k), Shape::from((m, n)));
+        if !self.bf16 {
+            return Ok((a.matmul(b, sizes, &ta, &tb)?, shape));
+        }
+        // Types are changed of what layouts show: the results are contiguous, and begin where they do.
+        let [ta, tb] = [(la, self.transposed[0]), (lb, self.transposed[1])]
+            .map(|(layout, turn)| turned(&Layout::contiguous(layout.shape()), turn));
+        let (a, b) = (a.to_dtype(la, DType::BF16)?, b.to_dtype(lb, DType::BF16)?);
+        let y = a.matmul(&b, sizes, &ta?, &tb?)?;
+        Ok((y.to_dtype(&Layout::contiguous(&shape), DType::F32)?, shape))
     }
 }
 
@@ -69,7 +79,11 @@ impl CustomOp2 for Product {
         let a = view(floats(a, la)?, [m, k], self.transposed[0]);
         let b = view(floats(b, lb)?, [k, n], self.transposed[1]);
         // One thread: batches run side by side.
-        matmul(&mut out, [n, 1], 0.0, 1.0, a, b, false);
+        if self.bf16 {
+            matmul_bf16(&mut out, a, b);
+        } else {
+            matmul(&mut out, [n, 1], 0.0, 1.0, a, b, false);
+        }
         Ok((CpuStorage::F32(out), Shape::from((m, n))))
     }
 
@@ -83,40 +97,48 @@ impl CustomOp2 for Product {
 
     /// Of `y = x·Wᵀ` only: `dx = dy·W`, `dW = dyᵀ·x`.
     fn bwd(&self, x: &Tensor, weight: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let dx = x.track_op().then(|| linear_back(dy, weight)).transpose()?;
-        let dw = weight.track_op().then(|| linear_weight_back(dy, x)).transpose()?;
+        let dx = x.track_op().then(|| linear_back(dy, weight, self.bf16)).transpose()?;
+        let dw = weight.track_op().then(|| linear_weight_back(dy, x, self.bf16)).transpose()?;
         Ok((dx, dw))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Var};
+    use candle_core::{DType, Tensor, Var};
 
     use super::linear;
-    use crate::ops::tests::{check, noise};
+    use crate::ops::tests::{check, close, noise, values};
 
     #[test]
     fn the_linear_product_has_the_gradients_of_its_definition() {
         let arguments = [noise(&[5, 7], 1), noise(&[3, 7], 2)];
-        check(&arguments, |a| linear(a[0], a[1]), |a| a[0].matmul(&a[1].t()?));
+        check(&arguments, |a| linear(a[0], a[1], false), |a| a[0].matmul(&a[1].t()?));
     }
 
     #[test]
     fn a_frozen_weight_gets_no_gradient() {
         let (x, weight) = (Var::from_tensor(&noise(&[5, 7], 1)).unwrap(), noise(&[3, 7], 2));
-        let gradients = linear(&x, &weight).unwrap().sum_all().unwrap().backward().unwrap();
+        let gradients = linear(&x, &weight, false).unwrap().sum_all().unwrap().backward().unwrap();
         assert!(gradients.get(&x).is_some() && gradients.get(&weight).is_none());
     }
 
     #[test]
-    fn bfloat16_is_multiplied_as_f32_and_rounded() {
-        let [x, weight] = [noise(&[5, 7], 1), noise(&[3, 7], 2)].map(|t| t.to_dtype(DType::BF16).unwrap());
-        let [wide_x, wide_weight] = [&x, &weight].map(|t| t.to_dtype(DType::F32).unwrap());
-        let want = linear(&wide_x, &wide_weight).unwrap().to_dtype(DType::BF16).unwrap();
-        let got = linear(&x, &weight).unwrap();
-        assert_eq!(got.dtype(), DType::BF16);
-        let values = |t: candle_core::Tensor| t.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
-        assert_eq!(values(got), values(want));
+    fn products_in_bfloat16_are_those_of_rounded_operands() {
+        let rounded = |tensor: &Tensor| tensor.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+        let [x, weight, dy] = [noise(&[5, 7], 1), noise(&[3, 7], 2), noise(&[5, 3], 3)];
+        let [wide_x, wide_weight, wide_dy] = [&x, &weight, &dy].map(rounded);
+        let (got_x, got_weight) = (Var::from_tensor(&x).unwrap(), Var::from_tensor(&weight).unwrap());
+        let got = linear(&got_x, &got_weight, true).unwrap();
+        let want = wide_x.matmul(&wide_weight.t().unwrap()).unwrap();
+        close(&values(&got), &values(&want), 1e-6, "values");
+        // A sum whose gradient is `dy`.
+        let gradients = (got * &dy).unwrap().sum_all().unwrap().backward().unwrap();
+        for (got, want) in [
+            (&got_x, wide_dy.matmul(&wide_weight).unwrap()),
+            (&got_weight, wide_dy.t().unwrap().matmul(&wide_x).unwrap()),
+        ] {
+            close(&values(gradients.get(got).unwrap()), &values(&want), 1e-6, "gradients");
+        }
     }
 }

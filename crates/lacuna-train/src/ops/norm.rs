@@ -3,7 +3,7 @@
 //! With `s = 1/√(mean(c²) + eps)`, `c` the token or for LayerNorm the token less its mean, `n = s·c` and `y = n ⊙ w (+ b)`:
 //! `dw = Σ_t dy ⊙ n`, `db = Σ_t dy`, and with `u = dy ⊙ w`: `dx = s·(u − n·mean(u ⊙ n))`, for LayerNorm less `s·mean(u)` too.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Device, Layout, Result, Shape, Tensor};
 use pulp::{Arch, NullaryFnOnce};
 
 use super::{floats, on_cpu, with_floats};
@@ -24,12 +24,11 @@ pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -
     composed(x, weight, Some(bias), eps)
 }
 
-/// By candle's operations, statistics in f32.
+/// By candle's operations.
 fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, eps: f32) -> Result<Tensor> {
-    let (dtype, x) = (x.dtype(), x.to_dtype(DType::F32)?);
-    let x = if bias.is_some() { x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)? } else { x };
+    let x = if bias.is_some() { x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)? } else { x.clone() };
     let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + f64::from(eps))?.sqrt()?;
-    let y = x.broadcast_div(&scale)?.to_dtype(dtype)?.broadcast_mul(weight)?;
+    let y = x.broadcast_div(&scale)?.broadcast_mul(weight)?;
     bias.map_or(Ok(y.clone()), |bias| y.broadcast_add(bias))
 }
 

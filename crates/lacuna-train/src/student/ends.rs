@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{Tensor, Var};
 use lacuna_format::Checkpoint;
 use lacuna_model::Config;
 
@@ -44,20 +44,18 @@ impl Student {
             };
             tensors.insert(name.clone(), tensor);
         }
-        Ok(Ready { weights: Weights { tensors, adapter_scale: 0.0 }, wanted })
+        Ok(Ready { weights: Weights { tensors, adapter_scale: 0.0, bf16: self.bf16 }, wanted })
     }
 
     /// The stream before the first block, `[T, H]`.
     pub(super) fn first_stream(&self, batch: &MicroBatch) -> Result<Tensor> {
         let Some(name) = &self.embeddings else { return self.stream(&batch.hidden) };
-        let rows = self.tensor(name).index_select(&self.token_numbers(batch)?, 0)?;
-        Ok(rows.to_dtype(self.dtype)?)
+        Ok(self.tensor(name).index_select(&self.token_numbers(batch)?, 0)?)
     }
 
     /// The gradient of the token embeddings where the stream before the first block has the gradient `dx`.
     pub(super) fn of_embeddings(&self, name: &str, batch: &MicroBatch, dx: &Tensor) -> Result<Tensor> {
-        let dx = dx.to_dtype(DType::F32)?.contiguous()?;
-        Ok(self.tensor(name).zeros_like()?.index_add(&self.token_numbers(batch)?, &dx, 0)?)
+        Ok(self.tensor(name).zeros_like()?.index_add(&self.token_numbers(batch)?, &dx.contiguous()?, 0)?)
     }
 
     fn token_numbers(&self, batch: &MicroBatch) -> Result<Tensor> {

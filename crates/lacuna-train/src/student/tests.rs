@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use lacuna_core::{Dtype, Packed, Permutation, Scores};
 use lacuna_format::Checkpoint;
 use lacuna_model::{Config, Sample, family};
@@ -38,7 +38,7 @@ fn student(checkpoint: &Checkpoint, config: &Config, trains: Trains, recompute: 
         layers.insert(spec.name.clone(), Layer::new(spec.clone(), &packed));
         latent.insert(spec.name.clone(), weight);
     }
-    let mut student = Student::new(checkpoint, config, layers, latent, trains, DType::F32, recompute).unwrap();
+    let mut student = Student::new(checkpoint, config, layers, latent, trains, false, recompute).unwrap();
     make_parameters(&mut student, &recipe(trains), 5).unwrap();
     student.train_ends(checkpoint).unwrap();
     // An adapter's second half begins as zeros, where the first has no gradient.
@@ -78,7 +78,7 @@ fn check(name: &str, trains: Trains, rule: Rule, loss: Loss) {
     let config = family::config(&checkpoint).unwrap();
     let mut student = student(&checkpoint, &config, trains, false);
     let mut batches = [batch(&checkpoint, &config)];
-    Teacher::open(&dir, &config).unwrap().teach(&mut batches, &loss).unwrap();
+    Teacher::open(&dir, &config, false).unwrap().teach(&mut batches, &loss).unwrap();
     let (_, gradients) = student.step(&batches, &rule, &loss).unwrap();
     assert_eq!(
         gradients.keys().collect::<Vec<_>>(),

@@ -47,7 +47,7 @@ pub struct Options {
     pub length: Option<usize>,
     /// seed of everything drawn
     pub seed: u64,
-    /// whether activations and weights are rounded to bfloat16
+    /// whether products round what they multiply to bfloat16
     pub bf16: bool,
     /// whether activations are computed again on the way back
     pub recompute: bool,
@@ -277,7 +277,7 @@ impl Job {
         bar.reset_eta();
         let teacher = match &self.options.dense {
             Some(dense) if recipe.by == By::Model && recipe.loss.needs_teacher() => {
-                Some(Teacher::open(dense, &self.config)?)
+                Some(Teacher::open(dense, &self.config, self.options.bf16)?)
             }
             _ => None,
         };

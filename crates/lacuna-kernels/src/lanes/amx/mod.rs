@@ -5,6 +5,7 @@
 //! The weights stay as they lie for few tokens, which vectors serve; tiles for the unit are made of them part by part, in the caches.
 
 mod inputs;
+mod matmul;
 mod rows;
 mod unit;
 
@@ -13,6 +14,7 @@ use std::ops::Deref;
 use lacuna_core::Matrix;
 
 use self::inputs::{Input, Inputs, LINE};
+pub(crate) use self::matmul::matmul;
 use self::rows::Rows;
 use self::unit::{SIDE, TILE_BYTES, To, Unit};
 use super::aligned::Aligned;
@@ -36,7 +38,8 @@ const STEPS: usize = 8;
 /// Floats of a tile.
 const TILE: usize = SIDE * SIDE;
 
-fn available() -> bool {
+/// Whether this machine can run it.
+pub(crate) fn available() -> bool {
     (avx512::WITH_DOT.available)() && is_x86_feature_detected!("avx512vbmi2") && unit::available()
 }
 
