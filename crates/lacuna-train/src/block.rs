@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use lacuna_model::{BlockConfig, BlockLinears, LinearSpec, NormKind, NormPlace, Qkv};
 
-use crate::ops::{Sequences, activate, attend, gate_by, layer_norm, linear, rms_norm};
+use crate::ops::{Sequences, activate, affine, attend, gate_by, layer_norm, linear, rms_norm};
 use crate::optimizer::Tensors;
 use crate::{Error, Result};
 
@@ -105,14 +105,15 @@ impl Block<'_> {
 
     fn project(&self, spec: &LinearSpec, x: &Tensor, watch: &Watch) -> Result<Tensor> {
         watch(spec, x)?;
-        let product = |x: &Tensor, weight: &Tensor| linear(x, weight, self.weights.bf16);
-        let mut y = product(x, self.weights.get(&spec.weight())?)?;
-        if spec.bias {
-            y = y.broadcast_add(self.weights.get(&spec.bias_name())?)?;
-        }
+        let (weight, bf16) = (self.weights.get(&spec.weight())?, self.weights.bf16);
+        let mut y = if spec.bias {
+            affine(x, weight, self.weights.get(&spec.bias_name())?, bf16)?
+        } else {
+            linear(x, weight, bf16)?
+        };
         let [a, b] = adapter_names(&spec.name);
         if let (Some(a), Some(b)) = (self.weights.tensors.get(&a), self.weights.tensors.get(&b)) {
-            y = (y + (product(&product(x, a)?, b)? * self.weights.adapter_scale)?)?;
+            y = (y + (linear(&linear(x, a, bf16)?, b, bf16)? * self.weights.adapter_scale)?)?;
         }
         Ok(y)
     }

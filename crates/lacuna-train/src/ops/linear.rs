@@ -1,15 +1,23 @@
-//! The linear product `y = x·Wᵀ`, `x[T, K]`, `W[R, K]`. Unlike candle's own product it makes no gradient for an argument
-//! that wants none: a frozen weight costs nothing on the way back.
+//! The linear product `y = x·Wᵀ (+ b)`, `x[T, K]`, `W[R, K]`, `b[R]`. Unlike candle's own product it makes no gradient for an
+//! argument that wants none: a frozen weight costs nothing on the way back.
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, CustomOp3, DType, Layout, MetalStorage, Result, Shape, Tensor};
 use lacuna_kernels::dense::{View, matmul, matmul_bf16};
 
-use super::floats;
+use super::{floats, on_cpu, with_floats};
 
 /// `x·Wᵀ`; with `bf16` of both rounded to bfloat16, here and on the way back, sums in f32.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bf16: bool) -> Result<Tensor> {
     x.contiguous()?.apply_op2(&weight.contiguous()?, Product { transposed: [false, true], bf16 })
+}
+
+/// `x·Wᵀ + b`, the same.
+pub(crate) fn affine(x: &Tensor, weight: &Tensor, bias: &Tensor, bf16: bool) -> Result<Tensor> {
+    if on_cpu(&[x, weight, bias]) {
+        return x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Affine { bf16 });
+    }
+    linear(x, weight, bf16)?.broadcast_add(bias)
 }
 
 /// `dy·W`, what `x` of `x·Wᵀ` gets back, outside a graph.
@@ -44,6 +52,27 @@ impl Product {
         Ok([m, k, n])
     }
 
+    fn on_cpu(&self, a: &CpuStorage, la: &Layout, b: &CpuStorage, lb: &Layout) -> Result<(Vec<f32>, Shape)> {
+        let [m, k, n] = self.sizes(la, lb)?;
+        let mut out = vec![0.0_f32; m * n];
+        let view = |data, [rows, cols]: [usize; 2], turn: bool| {
+            if turn {
+                View::new(data, [cols, rows], [rows, 1]).transposed()
+            } else {
+                View::new(data, [rows, cols], [cols, 1])
+            }
+        };
+        let a = view(floats(a, la)?, [m, k], self.transposed[0]);
+        let b = view(floats(b, lb)?, [k, n], self.transposed[1]);
+        // One thread: batches run side by side.
+        if self.bf16 {
+            matmul_bf16(&mut out, a, b);
+        } else {
+            matmul(&mut out, [n, 1], 0.0, 1.0, a, b, false);
+        }
+        Ok((out, Shape::from((m, n))))
+    }
+
     fn on_device<S: BackendStorage>(&self, a: &S, la: &Layout, b: &S, lb: &Layout) -> Result<(S, Shape)> {
         let [m, k, n] = self.sizes(la, lb)?;
         let turned = |layout: &Layout, turn: bool| if turn { layout.transpose(0, 1) } else { Ok(layout.clone()) };
@@ -67,26 +96,9 @@ impl CustomOp2 for Product {
     }
 
     fn cpu_fwd(&self, a: &CpuStorage, la: &Layout, b: &CpuStorage, lb: &Layout) -> Result<(CpuStorage, Shape)> {
-        let [m, k, n] = self.sizes(la, lb)?;
-        let mut out = vec![0.0_f32; m * n];
-        let view = |data, [rows, cols]: [usize; 2], turn: bool| {
-            if turn {
-                View::new(data, [cols, rows], [rows, 1]).transposed()
-            } else {
-                View::new(data, [rows, cols], [cols, 1])
-            }
-        };
-        let a = view(floats(a, la)?, [m, k], self.transposed[0]);
-        let b = view(floats(b, lb)?, [k, n], self.transposed[1]);
-        // One thread: batches run side by side.
-        if self.bf16 {
-            matmul_bf16(&mut out, a, b);
-        } else {
-            matmul(&mut out, [n, 1], 0.0, 1.0, a, b, false);
-        }
-        Ok((CpuStorage::F32(out), Shape::from((m, n))))
+        let (y, shape) = self.on_cpu(a, la, b, lb)?;
+        Ok((CpuStorage::F32(y), shape))
     }
-
     fn cuda_fwd(&self, a: &CudaStorage, la: &Layout, b: &CudaStorage, lb: &Layout) -> Result<(CudaStorage, Shape)> {
         self.on_device(a, la, b, lb)
     }
@@ -103,17 +115,71 @@ impl CustomOp2 for Product {
     }
 }
 
+/// With a bias for each row of the weight.
+struct Affine {
+    bf16: bool,
+}
+
+impl CustomOp3 for Affine {
+    fn name(&self) -> &'static str {
+        "affine"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        weight: &CpuStorage,
+        lw: &Layout,
+        bias: &CpuStorage,
+        lb: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let product = Product { transposed: [false, true], bf16: self.bf16 };
+        let (mut y, shape) = product.on_cpu(x, lx, weight, lw)?;
+        let bias = floats(bias, lb)?;
+        y.chunks_exact_mut(bias.len()).for_each(|token| token.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+        Ok((CpuStorage::F32(y), shape))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let dx = x.track_op().then(|| linear_back(dy, weight, self.bf16)).transpose()?;
+        let dw = weight.track_op().then(|| linear_weight_back(dy, x, self.bf16)).transpose()?;
+        let of_bias = || {
+            let mut sum = vec![0.0_f32; bias.elem_count()];
+            with_floats(dy, |dy| {
+                let tokens = dy.chunks_exact(sum.len());
+                tokens.for_each(|token| sum.iter_mut().zip(token).for_each(|(sum, dy)| *sum += dy));
+            })?;
+            Tensor::from_vec(sum, bias.shape(), dy.device())
+        };
+        Ok((dx, dw, bias.track_op().then(of_bias).transpose()?))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Tensor, Var};
 
-    use super::linear;
+    use super::{affine, linear};
     use crate::ops::tests::{check, close, noise, values};
 
     #[test]
     fn the_linear_product_has_the_gradients_of_its_definition() {
         let arguments = [noise(&[5, 7], 1), noise(&[3, 7], 2)];
         check(&arguments, |a| linear(a[0], a[1], false), |a| a[0].matmul(&a[1].t()?));
+    }
+
+    #[test]
+    fn biases_have_the_gradients_of_their_definition() {
+        let arguments = [noise(&[5, 7], 1), noise(&[3, 7], 2), noise(&[3], 3)];
+        check(&arguments, |a| affine(a[0], a[1], a[2], false), |a| a[0].matmul(&a[1].t()?)?.broadcast_add(a[2]));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use candle_core::{CpuStorage, Layout, Result, Storage, Tensor};
 pub(crate) use activation::{activate, gate_by};
 pub(crate) use adam::{Advance, Follow};
 pub(crate) use attention::{Sequences, attend};
-pub(crate) use linear::{linear, linear_back, linear_weight_back};
+pub(crate) use linear::{affine, linear, linear_back, linear_weight_back};
 pub(crate) use norm::{layer_norm, rms_norm};
 
 /// Whether tensors are what the CPU's own code takes.
