@@ -85,7 +85,7 @@ pub struct Report {
 }
 
 /// The recipes that are built in.
-const BUILT_IN: [(&str, &str); 15] = [
+const BUILT_IN: [(&str, &str); 16] = [
     ("masked", include_str!("../../recipes/recover/masked.json")),
     ("ste", include_str!("../../recipes/recover/ste.json")),
     ("sr-ste", include_str!("../../recipes/recover/sr-ste.json")),
@@ -100,6 +100,7 @@ const BUILT_IN: [(&str, &str); 15] = [
     ("lora-beside", include_str!("../../recipes/recover/lora-beside.json")),
     ("squarehead", include_str!("../../recipes/recover/squarehead.json")),
     ("text-encoder", include_str!("../../recipes/recover/text-encoder.json")),
+    ("image-classifier", include_str!("../../recipes/recover/image-classifier.json")),
     ("blockwise", include_str!("../../recipes/recover/blockwise.json")),
 ];
 
