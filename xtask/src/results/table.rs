@@ -127,7 +127,7 @@ pub(super) fn with_training(text: &str, runs: &[Value]) -> Result<String> {
     for of in &training::COMPARISONS {
         table += &compared(of, runs)?;
     }
-    table += "| | pattern | method | steps | samples a step | before | after | target | seconds | peak memory |\n|---|---|---|---|---|---|---|---|---|---|\n";
+    table += "| | pattern | method | steps | flags | before | after | target | seconds | peak memory |\n|---|---|---|---|---|---|---|---|---|---|\n";
     for long in &training::LONG {
         let row = long.row();
         let key = [("model", long.model), ("row", row.as_str()), ("pattern", long.pattern)];
@@ -137,10 +137,12 @@ pub(super) fn with_training(text: &str, runs: &[Value]) -> Result<String> {
         let number = |field: &str| run[field].as_f64().unwrap_or(f64::NAN);
         let (seconds, memory) = (number("seconds"), number("peak_rss_bytes") / 1e6);
         let gaps = format!("{:.2} | {:.2}", number("before"), number("gap"));
-        let training::Long { model, pattern, method, steps, batch, target, .. } = long;
+        let training::Long { model, pattern, method, steps, changed, flags, target } = long;
+        let changed = changed.iter().map(|(place, value)| format!("{place} {value}"));
+        let flags = flags.iter().map(|&flag| flag.to_owned()).chain(changed).collect::<Vec<_>>().join(" ");
         writeln!(
             table,
-            "| {model} | {pattern} | {method} | {steps} | {batch} | {gaps} | {target} | {seconds:.0} | {memory:.0} MB |"
+            "| {model} | {pattern} | {method} | {steps} | `{flags}` | {gaps} | {target} | {seconds:.0} | {memory:.0} MB |"
         )?;
     }
     Ok(format!("{before}{TRAINING_BEGIN}\n{table}\n{END}{after}"))
@@ -160,18 +162,17 @@ fn compared(of: &training::Comparison, runs: &[Value]) -> Result<String> {
             format!(" {} |", gap.unwrap_or_else(|| "–".to_owned()))
         };
         let cells: String = found.iter().copied().map(cell).collect();
-        let least = found.iter().flatten().filter_map(|run| run["seconds"].as_f64()).fold(f64::INFINITY, f64::min);
         let flipped = last["flipped"].as_f64().map_or("–".to_owned(), |share| format!("{:.1} %", 100.0 * share));
         let memory = last["peak_rss_bytes"].as_f64().unwrap_or(f64::NAN) / 1e6;
-        writeln!(rows, "| {} |{cells} {flipped} | {least:.0} | {memory:.0} MB |", row.name)?;
+        writeln!(rows, "| {} |{cells} {flipped} | {memory:.0} MB |", row.name)?;
     }
     if rows.is_empty() {
         return Ok(rows);
     }
     let heads: Vec<String> = of.patterns.iter().map(|pattern| format!(" {pattern} |")).collect();
     let lines = "---|".repeat(of.patterns.len());
-    let head = format!("| {} |{} mask changed | seconds | peak memory |", of.model, heads.concat());
-    Ok(format!("{head}\n|---|{lines}---|---|---|\n{rows}\n"))
+    let head = format!("| {} |{} mask changed | peak memory |", of.model, heads.concat());
+    Ok(format!("{head}\n|---|{lines}---|---|\n{rows}\n"))
 }
 
 /// Our runs at 2:4 beside those of the authors' code on the same tokens.

@@ -17,48 +17,62 @@ pub(super) const RECORD: &str = "bench/record/training.jsonl";
 pub(super) const STEPS: usize = 200;
 const COMPARED: &[&str] = &["--batch", "16", "--length", "256", "--data", "self", "--self-samples", "1024"];
 
+/// Places in a recipe, and what is there instead.
+type Changed = &'static [(&'static str, f64)];
+
 /// A longer run, of how far one gets.
 pub(super) struct Long {
     pub(super) model: &'static str,
     pub(super) pattern: &'static str,
     pub(super) method: &'static str,
     pub(super) steps: usize,
-    /// samples of a step
-    pub(super) batch: usize,
-    flags: &'static [&'static str],
+    /// settings of the recipe that are changed
+    pub(super) changed: Changed,
+    /// of `recover`
+    pub(super) flags: &'static [&'static str],
     /// what the project set out to reach, in the unit of the model's gap
     pub(super) target: &'static str,
 }
 
-const STORIES: &[&str] = &["--length", "256", "--data", "self", "--self-samples", "8192"];
+const STORIES: &[&str] = &["--batch", "4", "--length", "256", "--data", "self", "--self-samples", "8192"];
+const STORIES_BF16: &[&str] =
+    &["--batch", "4", "--length", "256", "--data", "self", "--self-samples", "8192", "--bf16", "--lr", "0.015"];
+/// Moments over more steps, where steps have few samples.
+const SLOW: Changed = &[("/optimizer/betas/1", 0.999)];
 
 /// One a checkpoint and pattern of the targets.
 pub(super) const LONG: [Long; 5] = [
-    stories("2:4", 6000, "0.12"),
-    stories("64:2:5", 12000, "0.25"),
-    stories("64:2:8", 3000, "a quarter of the gap before"),
+    stories("2:4", 8000, SLOW, STORIES_BF16, "0.12"),
+    stories("64:2:5", 12000, &[], STORIES, "0.25"),
+    stories("64:2:8", 3000, SLOW, STORIES_BF16, "a quarter of the gap before"),
     Long {
         model: "minilm-l6",
         pattern: "64:2:8",
         method: "text-encoder",
         steps: 300,
-        batch: 64,
-        flags: &[],
+        changed: &[],
+        flags: &["--batch", "64", "--bf16"],
         target: "3",
     },
     Long {
         model: "vit-tiny",
         pattern: "64:2:5",
-        method: "squarehead",
-        steps: 1000,
-        batch: 16,
-        flags: &[],
+        method: "image-classifier",
+        steps: 600,
+        changed: &[],
+        flags: &["--batch", "16", "--bf16"],
         target: "3",
     },
 ];
 
-const fn stories(pattern: &'static str, steps: usize, target: &'static str) -> Long {
-    Long { model: "stories-3m", pattern, method: "masked", steps, batch: 4, flags: STORIES, target }
+const fn stories(
+    pattern: &'static str,
+    steps: usize,
+    changed: Changed,
+    flags: &'static [&'static str],
+    target: &'static str,
+) -> Long {
+    Long { model: "stories-3m", pattern, method: "masked", steps, changed, flags, target }
 }
 
 /// Rows that are compared on a checkpoint.
@@ -68,10 +82,10 @@ pub(super) struct Comparison {
     pub(super) rows: &'static [Row],
 }
 
-/// Methods on both decoders; on the small one, whose runs take a quarter of the time, at more patterns, and what settings do.
+/// All methods on the small decoder, whose runs take a quarter of the time, and what settings do there; some on the other.
 pub(super) const COMPARISONS: [Comparison; 3] = [
-    Comparison { model: "stories-3m", patterns: &["64:2:8"], rows: &METHODS },
-    Comparison { model: "tinystories-656k", patterns: &["2:4", "64:2:5", "64:2:8"], rows: &METHODS },
+    Comparison { model: "stories-3m", patterns: &["64:2:8"], rows: &FEW },
+    Comparison { model: "tinystories-656k", patterns: &["2:4", "64:2:8"], rows: &METHODS },
     Comparison { model: "tinystories-656k", patterns: &["64:2:8"], rows: &SETTINGS },
 ];
 
@@ -81,7 +95,7 @@ pub(super) struct Row {
     /// the recipe, and another one for the second half of the steps
     method: &'static str,
     then: Option<&'static str>,
-    changed: &'static [(&'static str, f64)],
+    changed: Changed,
     /// how the checkpoint is pruned before
     pruned: &'static [&'static str],
     /// of `recover`
@@ -96,13 +110,15 @@ const fn method(name: &'static str) -> Row {
     Row { name, method: name, then: None, changed: &[], pruned: OURS, flags: &[] }
 }
 
-const fn changed(name: &'static str, method: &'static str, changed: &'static [(&'static str, f64)]) -> Row {
+const fn changed(name: &'static str, method: &'static str, changed: Changed) -> Row {
     Row { name, method, then: None, changed, pruned: OURS, flags: &[] }
 }
 
 const fn after(name: &'static str, method: &'static str, pruned: &'static [&'static str]) -> Row {
     Row { name, method, then: None, changed: &[], pruned, flags: &[] }
 }
+
+const FEW: [Row; 5] = [method("masked"), method("sr-ste"), method("joint"), method("lora"), method("lora3")];
 
 const METHODS: [Row; 14] = [
     method("masked"),
@@ -165,14 +181,15 @@ pub(super) fn run(until: Instant, model: Option<&str>, row: Option<&str>, patter
                 if Instant::now() > until {
                     return Ok(());
                 }
-                let methods = std::iter::once(changed_recipe(row)?).chain(row.then.map(str::to_owned));
+                let methods =
+                    std::iter::once(changed_recipe(row.method, row.changed)?).chain(row.then.map(str::to_owned));
                 let flags = [COMPARED, row.flags].concat();
                 note(RECORD, &measure(key, row.pruned, &methods.collect::<Vec<_>>(), &flags)?)?;
             }
         }
     }
     for long in LONG.iter().filter(|long| wanted(model, long.model) && wanted(pattern, long.pattern)) {
-        let Long { model, pattern, steps, batch, flags, .. } = long;
+        let Long { model, pattern, steps, method, changed, flags, .. } = long;
         let key = json!({ "model": model, "row": long.row(), "pattern": pattern, "steps": steps });
         if !wanted(row, &long.row()) || is_known(RECORD, &key)? {
             continue;
@@ -180,9 +197,7 @@ pub(super) fn run(until: Instant, model: Option<&str>, row: Option<&str>, patter
         if Instant::now() > until {
             return Ok(());
         }
-        let batch = batch.to_string();
-        let flags = [&["--batch", &batch], *flags].concat();
-        note(RECORD, &measure(key, OURS, &[long.method.to_owned()], &flags)?)?;
+        note(RECORD, &measure(key, OURS, &[changed_recipe(method, changed)?], flags)?)?;
     }
     Ok(())
 }
@@ -195,11 +210,11 @@ impl Long {
 }
 
 /// A built-in recipe with other settings, as a file.
-fn changed_recipe(row: &Row) -> Result<String> {
-    let file = root().join(format!("crates/lacuna/recipes/recover/{}.json", row.method));
+fn changed_recipe(method: &str, changed: Changed) -> Result<String> {
+    let file = root().join(format!("crates/lacuna/recipes/recover/{method}.json"));
     let mut settings: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
-    for (place, value) in row.changed {
-        let setting = settings.pointer_mut(place).with_context(|| format!("{} has no {place}", row.method))?;
+    for (place, value) in changed {
+        let setting = settings.pointer_mut(place).with_context(|| format!("{method} has no {place}"))?;
         *setting = match setting {
             Value::Bool(_) => json!(*value != 0.0),
             Value::Number(old) if old.is_u64() => json!(*value as u64),
