@@ -247,6 +247,30 @@ fn a_soup_is_the_mean_of_its_trainings() {
 }
 
 #[test]
+fn encoders_learn_from_sentences_and_images() {
+    for (tiny, data, method, head) in [
+        (Tiny::text_encoder("bert"), "sentences.txt", "text-encoder", None),
+        (Tiny::image_classifier("vit"), "images", "image-classifier --bf16", Some(("classifier.weight", false))),
+        (Tiny::image_classifier("timm-vit"), "images", "masked", Some(("head.weight", true))),
+    ] {
+        tiny.lacuna(&format!("prune model sparse --pattern 8:2:5 --calibration {data}")).ok();
+        let flags = format!("--dense model --data {data} --batch 4 --steps 60 --method {method}");
+        tiny.lacuna(&format!("recover sparse out {flags}")).ok();
+        tiny.lacuna("verify out").ok();
+        let lines = fs::read_to_string(tiny.path("out/recovery.jsonl")).unwrap();
+        let lost = |line| serde_json::from_str::<serde_json::Value>(line).unwrap()["total"].as_f64().unwrap();
+        let lost: Vec<f64> = lines.lines().map(lost).collect();
+        // Crops differ from step to step.
+        let (first, last) = (lost[..15].iter().sum::<f64>(), lost[45..].iter().sum::<f64>());
+        assert!(last < 0.95 * first, "{method}: {first} -> {last}");
+        if let Some((head, trained)) = head {
+            let [before, after] = ["sparse", "out"].map(|dir| read_checkpoint(&tiny.path(dir)).remove(head).unwrap());
+            assert_eq!(before != after, trained, "{method}: {head}");
+        }
+    }
+}
+
+#[test]
 fn bfloat16_learns_too() {
     let tiny = Tiny::pruned();
     let report = recover(&tiny, "out", "--steps 40 --bf16 --json").json();
