@@ -26,7 +26,7 @@ pub(crate) unsafe fn matmul(out: &mut [f32], a: View, b: View) {
         out.fill(0.0);
     } else if m > 0 && n > 0 {
         // SAFETY: the caller's promise; operands and result fit each other.
-        unsafe { run(out, Operand::new(a), Operand::new(b.transposed())) };
+        unsafe { run(out, &Operand::new(a), &Operand::new(b.transposed())) };
     }
 }
 
@@ -97,49 +97,31 @@ impl<'a> Operand<'a> {
             vectors
         } else {
             // SAFETY: the caller's.
-            unsafe { transposed(vectors) }
+            unsafe { transposed(&vectors) }
         }
     }
 
-    /// The tiles of a strip, one for each step, `stride` of them apart.
+    /// Two strips of tiles: of rows one strip after the other, of columns both of them step by step. What is behind the last strip
+    /// has any value.
     ///
     /// # Safety
     /// [`super::available`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn pack(&self, strip: usize, by_line: bool, out: &mut [u16], stride: usize) {
-        for step in 0..self.steps() {
-            // SAFETY: the caller's promise; a tile has room for 16 vectors.
-            unsafe {
-                let vectors = self.tile(strip * SIDE, step * DEPTH, by_line);
-                let out = &mut out[step * stride * TILE_VALUES..][..TILE_VALUES];
-                for i in 0..SIDE {
-                    _mm512_storeu_si512(out[i * DEPTH..].as_mut_ptr().cast(), vectors[i]);
+    unsafe fn pack(&self, pair: usize, as_rows: bool, out: &mut [u16]) {
+        let steps = self.steps();
+        let [next_strip, next_step] = if as_rows { [steps, 1] } else { [1, 2] };
+        for strip in 2 * pair..self.strips().min(2 * pair + 2) {
+            for step in 0..steps {
+                let at = strip % 2 * next_strip + step * next_step;
+                let out = &mut out[at * TILE_VALUES..(at + 1) * TILE_VALUES];
+                // SAFETY: the caller's promise; a tile has room for 16 vectors.
+                unsafe {
+                    let vectors = self.tile(strip * SIDE, step * DEPTH, as_rows);
+                    for i in 0..SIDE {
+                        _mm512_storeu_si512(out[i * DEPTH..].as_mut_ptr().cast(), vectors[i]);
+                    }
                 }
             }
-        }
-    }
-
-    /// Tiles of rows: two strips, one after the other.
-    ///
-    /// # Safety
-    /// [`super::available`].
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn pack_rows(&self, pair: usize, out: &mut [u16]) {
-        for strip in 2 * pair..self.strips().min(2 * pair + 2) {
-            // SAFETY: the caller's.
-            unsafe { self.pack(strip, true, &mut out[strip % 2 * self.steps() * TILE_VALUES..], 1) };
-        }
-    }
-
-    /// Tiles of columns: step by step those of two strips. What is behind the last strip has any value.
-    ///
-    /// # Safety
-    /// [`super::available`].
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-    unsafe fn pack_columns(&self, pair: usize, out: &mut [u16]) {
-        for strip in 2 * pair..self.strips().min(2 * pair + 2) {
-            // SAFETY: the caller's.
-            unsafe { self.pack(strip, false, &mut out[strip % 2 * TILE_VALUES..], 2) };
         }
     }
 }
@@ -150,7 +132,7 @@ impl<'a> Operand<'a> {
 /// # Safety
 /// [`super::available`]; the depths must be the same and not 0, and `out` have the size.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-unsafe fn run(out: &mut [f32], a: Operand, b: Operand) {
+unsafe fn run(out: &mut [f32], a: &Operand, b: &Operand) {
     let steps = a.steps();
     let pair_values = 2 * steps * TILE_VALUES;
     let (a_pairs, b_pairs) = (a.strips().div_ceil(2), b.strips().div_ceil(2));
@@ -163,16 +145,12 @@ unsafe fn run(out: &mut [f32], a: Operand, b: Operand) {
     // of as many steps as both have lie where they are read, and results go to `out` where it has all of the four tiles.
     unsafe {
         let unit = Unit::set_up();
+        let [large, small] = if a_is_outer { [a, b] } else { [b, a] };
         for i in 0..inner_pairs {
-            let into = &mut inner[i * pair_values..(i + 1) * pair_values];
-            if a_is_outer { b.pack_columns(i, into) } else { a.pack_rows(i, into) }
+            small.pack(i, !a_is_outer, &mut inner[i * pair_values..(i + 1) * pair_values]);
         }
         for o in 0..outer_pairs {
-            if a_is_outer {
-                a.pack_rows(o, &mut outer)
-            } else {
-                b.pack_columns(o, &mut outer)
-            }
+            large.pack(o, a_is_outer, &mut outer);
             for i in 0..inner_pairs {
                 let within = inner[i * pair_values..].as_ptr();
                 let (rows, columns) = if a_is_outer { (outer.as_ptr(), within) } else { (within, outer.as_ptr()) };
@@ -222,8 +200,8 @@ fn bits(pairs: __m512bh) -> __m512i {
 
 /// A 16 × 16 transposition of words.
 #[target_feature(enable = "avx512f")]
-unsafe fn transposed(rows: [__m512i; SIDE]) -> [__m512i; SIDE] {
-    let mut pairs = rows;
+unsafe fn transposed(rows: &[__m512i; SIDE]) -> [__m512i; SIDE] {
+    let mut pairs = *rows;
     for i in (0..SIDE).step_by(2) {
         pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
         pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
