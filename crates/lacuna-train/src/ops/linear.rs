@@ -9,13 +9,13 @@ use super::{floats, on_cpu, with_floats};
 
 /// `x·Wᵀ`; with `bf16` of both rounded to bfloat16, here and on the way back, sums in f32.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bf16: bool) -> Result<Tensor> {
-    x.contiguous()?.apply_op2(&weight.contiguous()?, Product { transposed: [false, true], bf16 })
+    x.contiguous()?.apply_op2(&weight.contiguous()?, Product::of_layer(bf16))
 }
 
 /// `x·Wᵀ + b`, the same.
 pub(crate) fn affine(x: &Tensor, weight: &Tensor, bias: &Tensor, bf16: bool) -> Result<Tensor> {
     if on_cpu(&[x, weight, bias]) {
-        return x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Affine { bf16 });
+        return x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Affine(Product::of_layer(bf16)));
     }
     linear(x, weight, bf16)?.broadcast_add(bias)
 }
@@ -41,6 +41,11 @@ struct Product {
 }
 
 impl Product {
+    /// `x·Wᵀ`
+    fn of_layer(bf16: bool) -> Self {
+        Self { transposed: [false, true], bf16 }
+    }
+
     /// `[m, k, n]`
     fn sizes(&self, a: &Layout, b: &Layout) -> Result<[usize; 3]> {
         let ((a_rows, a_cols), (b_rows, b_cols)) = (a.shape().dims2()?, b.shape().dims2()?);
@@ -75,17 +80,17 @@ impl Product {
 
     fn on_device<S: BackendStorage>(&self, a: &S, la: &Layout, b: &S, lb: &Layout) -> Result<(S, Shape)> {
         let [m, k, n] = self.sizes(la, lb)?;
-        let turned = |layout: &Layout, turn: bool| if turn { layout.transpose(0, 1) } else { Ok(layout.clone()) };
-        let (ta, tb) = (turned(la, self.transposed[0])?, turned(lb, self.transposed[1])?);
+        let turned = |layout: &Layout, operand: usize| {
+            if self.transposed[operand] { layout.transpose(0, 1) } else { Ok(layout.clone()) }
+        };
         let (sizes, shape) = ((1, m, n, k), Shape::from((m, n)));
         if !self.bf16 {
-            return Ok((a.matmul(b, sizes, &ta, &tb)?, shape));
+            return Ok((a.matmul(b, sizes, &turned(la, 0)?, &turned(lb, 1)?)?, shape));
         }
         // Types are changed of what layouts show: the results are contiguous, and begin where they do.
-        let [ta, tb] = [(la, self.transposed[0]), (lb, self.transposed[1])]
-            .map(|(layout, turn)| turned(&Layout::contiguous(layout.shape()), turn));
         let (a, b) = (a.to_dtype(la, DType::BF16)?, b.to_dtype(lb, DType::BF16)?);
-        let y = a.matmul(&b, sizes, &ta?, &tb?)?;
+        let [la, lb] = [la, lb].map(|layout| Layout::contiguous(layout.shape()));
+        let y = a.matmul(&b, sizes, &turned(&la, 0)?, &turned(&lb, 1)?)?;
         Ok((y.to_dtype(&Layout::contiguous(&shape), DType::F32)?, shape))
     }
 }
@@ -115,10 +120,8 @@ impl CustomOp2 for Product {
     }
 }
 
-/// With a bias for each row of the weight.
-struct Affine {
-    bf16: bool,
-}
+/// That of a layer, with a bias for each row of the weight.
+struct Affine(Product);
 
 impl CustomOp3 for Affine {
     fn name(&self) -> &'static str {
@@ -134,8 +137,7 @@ impl CustomOp3 for Affine {
         bias: &CpuStorage,
         lb: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let product = Product { transposed: [false, true], bf16: self.bf16 };
-        let (mut y, shape) = product.on_cpu(x, lx, weight, lw)?;
+        let (mut y, shape) = self.0.on_cpu(x, lx, weight, lw)?;
         let bias = floats(bias, lb)?;
         y.chunks_exact_mut(bias.len()).for_each(|token| token.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
         Ok((CpuStorage::F32(y), shape))
@@ -146,11 +148,10 @@ impl CustomOp3 for Affine {
         x: &Tensor,
         weight: &Tensor,
         bias: &Tensor,
-        _: &Tensor,
+        y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let dx = x.track_op().then(|| linear_back(dy, weight, self.bf16)).transpose()?;
-        let dw = weight.track_op().then(|| linear_weight_back(dy, x, self.bf16)).transpose()?;
+        let (dx, dw) = self.0.bwd(x, weight, y, dy)?;
         let of_bias = || {
             let mut sum = vec![0.0_f32; bias.elem_count()];
             with_floats(dy, |dy| {
