@@ -175,7 +175,7 @@ pub fn matmul<T: Float>(
 }
 
 /// `out[m, n] = a · b`, row by row and on this thread: operands rounded to bfloat16, sums in f32. Faster than [`matmul`] where the CPU
-/// has a matrix unit for it, on others slower.
+/// has a matrix unit for it; on others copies are rounded first.
 ///
 /// # Panics
 /// If the inner sizes differ, an operand is contiguous neither along its rows nor along its columns, or `out` has another size.

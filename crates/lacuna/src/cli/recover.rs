@@ -44,7 +44,7 @@ pub(super) struct Args {
     /// Highest learning rate, relative to the size of each tensor's values [default: the recipe's]
     #[arg(long, value_name = "RATE")]
     lr: Option<f64>,
-    /// Round what is multiplied to bfloat16: much faster on a CPU with AMX, slower on others
+    /// Round what is multiplied to bfloat16: faster on a CPU with AMX, on others only more work
     #[arg(long)]
     bf16: bool,
     /// Compute activations again on the way back: less memory, more time
