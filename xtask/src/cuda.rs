@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::check::{cargo, step};
+use crate::check::{TRAIN, cargo, step};
 use crate::root;
 
 /// The compiler, and a disassembler that reads its machine code. Both are installed into `target/`.
@@ -34,14 +34,18 @@ pub(crate) fn check() -> Result<()> {
 pub(crate) fn gpu_check() -> Result<()> {
     let build = ["build", "--release", "--quiet", "--package", "lacuna-cuda", "--example", "gpu_check"];
     step("build", &mut cargo(&build))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     let mut check = Command::new("bash");
-    check.arg("scripts/gpu_check.sh").arg(target.join("release/examples/gpu_check"));
+    check.arg("scripts/gpu_check.sh").arg(target().join("release/examples/gpu_check"));
     // NVRTC from its wheel, where it has been fetched.
     if let Ok(tools) = Tools::find(&venv()) {
         check.env("LD_LIBRARY_PATH", tools.libraries);
     }
     step("GPU", &mut check)
+}
+
+/// Where cargo builds.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
 fn venv() -> PathBuf {
@@ -91,7 +95,10 @@ fn all_files(dir: &Path, files: &mut Vec<PathBuf>) {
 
 fn inspect(tools: &Tools) -> Result<()> {
     let out = root().join("target/cuda/cubins");
-    let mut compile = cargo(&["run", "--release", "--quiet", "--package", "lacuna-cuda", "--example", "compile", "--"]);
+    // With the features of `check`'s tests: of others, libraries would be compiled once more.
+    let build = ["build", "--release", "--quiet", "--workspace", "--features", TRAIN, "--example", "compile"];
+    step("build of the compiler's driver", &mut cargo(&build))?;
+    let mut compile = Command::new(target().join("release/examples/compile"));
     step("CUDA kernels", compile.arg(&out).env("LD_LIBRARY_PATH", &tools.libraries))?;
     let mut wrong = vec![];
     for entry in fs::read_dir(&out)? {

@@ -157,6 +157,7 @@ fn a_layer_that_does_not_matter_is_pruned_most() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "kernels with debug assertions gain too little: cargo test --release")]
 fn a_speedup_is_measured_and_reached() {
     let tiny = large();
     let flags = "--speedup 1.2 --phase prefill --batch 1,2 --patterns 64:2:8,64:2:16,64:2:32";
@@ -189,6 +190,7 @@ fn a_speedup_is_measured_and_reached() {
 }
 
 #[test]
+#[cfg_attr(debug_assertions, ignore = "kernels with debug assertions gain too little: cargo test --release")]
 fn a_speedup_is_reached_by_layers_that_matter_least() {
     let tiny = large();
     let flags = "--speedup 1.2 --by sensitivity --calibration text.txt --phase prefill --patterns 64:2:8,64:2:16";
