@@ -118,7 +118,7 @@ const fn after(name: &'static str, method: &'static str, pruned: &'static [&'sta
     Row { name, method, then: None, changed: &[], pruned, flags: &[] }
 }
 
-const FEW: [Row; 5] = [method("masked"), method("sr-ste"), method("joint"), method("lora"), method("lora3")];
+const FEW: [Row; 3] = [method("masked"), method("lora"), method("lora3")];
 
 const METHODS: [Row; 14] = [
     method("masked"),
